@@ -39,8 +39,8 @@ def assert_std(sample: ArrayLike, expected: float, *, mean: float = 0.0, alpha: 
     statistic = float(np.sum(((x - mean) / expected) ** 2))
     low, high = stats.chi2.isf([1 - alpha / 2, alpha / 2], x.size)
     assert low <= statistic <= high, (
-        f"Standard deviation {expected:.6g} expected, {np.sqrt(statistic / x.size) * expected:.6g} measured on "
-        f"{x.size} draws; chi-square {statistic:.6g} outside [{low:.6g}, {high:.6g}]."
+        f"Standard deviation {expected:.6g} expected, {np.sqrt(statistic / x.size) * expected:.6g} measured "
+        f"on {x.size} draws; chi-square {statistic:.6g} outside [{low:.6g}, {high:.6g}]."
     )
 
 
@@ -55,12 +55,13 @@ def assert_mean(sample: ArrayLike, expected: float, std: float, *, alpha: float 
     z = (float(np.mean(x)) - expected) * np.sqrt(x.size) / std
     limit = float(stats.norm.isf(alpha / 2))
     assert abs(z) <= limit, (
-        f"Mean {expected:.6g} expected, {np.mean(x):.6g} measured on {x.size} draws; z = {z:.2f}, limit {limit:.2f}."
+        f"Mean {expected:.6g} expected, {np.mean(x):.6g} measured on {x.size} draws; "
+        f"z = {z:.2f}, limit {limit:.2f}."
     )
 
 
 def assert_counts(observed: ArrayLike, probabilities: ArrayLike, *, alpha: float = ALPHA) -> None:
-    """Chi-square goodness of fit: `observed` counts against cell `probabilities` (all expected counts >= 10)."""
+    """Chi-square goodness of fit: `observed` counts against cell `probabilities`, each expecting >= 10."""
     counts = np.asarray(observed, dtype=np.float64).ravel()
     p = np.asarray(probabilities, dtype=np.float64).ravel()
     assert counts.shape == p.shape, f"{counts.size} counts, {p.size} probabilities."
@@ -113,9 +114,7 @@ def assert_uniform_bits(words: NDArray[np.unsignedinteger[Any]], *, alpha: float
     for what, sample in (("bit balance", x), ("agreement of neighbours", x[1:] ^ x[:-1])):
         ones = _ones_by_position(sample)
         statistic = float(np.sum((2 * ones - sample.size) ** 2 / sample.size))
-        assert statistic <= limit, (
-            f"{what}: chi-square {statistic:.6g} over {8 * width} bits, limit {limit:.6g}."
-        )
+        assert statistic <= limit, f"{what}: chi-square {statistic:.6g}, {8 * width} bits, limit {limit:.6g}."
 
     as_bytes = x.view(np.uint8).reshape(n, width)
     counts = np.stack([np.bincount(as_bytes[:, i], minlength=256) for i in range(width)])
