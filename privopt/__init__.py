@@ -1,0 +1,25 @@
+"""The privacy layer for federated learning: modular optimizers whose shared variables say how they sum.
+
+Loads no framework: numpy, torch and the rest are imported when their arrays, models or tools are used.
+"""
+
+from secagg import adaptive as adaptive
+from secagg import averaged as averaged
+from secagg import counted as counted
+from secagg import local as local
+from secagg import public as public
+from secagg import same as same
+from secagg import summed as summed
+
+from .auxvar import AuxVar as AuxVar
+from .layout import Layout as Layout
+from .optimizer import Optimizer as Optimizer
+from .plugin import OptiModule as OptiModule
+from .plugin import Regularizer as Regularizer
+from .plugin import list_optim_modules as list_optim_modules
+from .plugin import list_optim_regularizers as list_optim_regularizers
+from .plugin import state as state
+from .vector import PerTensor as PerTensor
+from .vector import Vector as Vector
+
+__version__ = "0.1.0"

@@ -1,0 +1,125 @@
+"""Flat buffers of numpy: part of floor 2 (vectors), the one framework that is always there."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BACKEND", "NumpyBackend"]
+
+Array = npt.NDArray[Any]
+
+_UNARY: dict[str, Callable[[Array], Array]] = {
+    "sqrt": np.sqrt,
+    "sign": np.sign,
+    "abs": np.abs,
+    "exp": np.exp,
+    "log": np.log,
+    "isfinite": np.isfinite,
+    "neg": np.negative,
+}
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+}
+
+
+class NumpyBackend:
+    """The operations of `privopt.backends.Backend` on numpy arrays."""
+
+    name = "numpy"
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, np.ndarray | np.generic)
+
+    def describe(self, array: Array) -> tuple[tuple[int, ...], str, str]:
+        if array.dtype.kind not in "bfiuc":
+            raise TypeError(f"Expected numbers, got an array of dtype {array.dtype}.")
+        return array.shape, array.dtype.name, "cpu"
+
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
+        out = np.empty(sum(a.size for a in arrays), dtype)
+        start = 0
+        for array in arrays:
+            out[start : start + array.size] = np.reshape(array, -1)
+            start += array.size
+        return out
+
+    def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
+        return buffer[start:stop].reshape(shape)
+
+    def full(self, size: int, value: float, dtype: str, device: str) -> Array:
+        return np.full(size, value, dtype)
+
+    def copy(self, buffer: Array) -> Array:
+        return buffer.copy()
+
+    def assign(self, target: Array, source: Array) -> None:
+        np.copyto(target, source, casting="same_kind")
+
+    def cast(self, buffer: Array, dtype: str) -> Array:
+        return buffer.astype(dtype, copy=False)
+
+    def to_numpy(self, buffer: Array) -> Array:
+        return buffer
+
+    def from_numpy(self, array: Array, dtype: str, device: str) -> Array:
+        return np.ascontiguousarray(array.reshape(-1), dtype="float32" if dtype == "bfloat16" else dtype)
+
+    def unary(self, operation: str, buffer: Array) -> Array:
+        return _UNARY[operation](buffer)
+
+    def binary(self, operation: str, left: Any, right: Any) -> Array:
+        result: Array = _BINARY[operation](left, right)
+        return result
+
+    def where(self, condition: Array, left: Any, right: Any) -> Array:
+        # np.where would turn a Python scalar beside float32 into float64 on older promotion rules.
+        kind = next(side.dtype for side in (left, right) if isinstance(side, np.ndarray))
+        return np.where(condition, np.asarray(left, kind), np.asarray(right, kind))
+
+    def sum(self, buffer: Array) -> float:
+        return float(np.sum(buffer, dtype=np.float64))
+
+    def dot(self, left: Array, right: Array) -> float:
+        if left.dtype == np.float64 and right.dtype == np.float64:
+            return float(np.dot(left, right))
+        # In pieces that stay in cache: a float64 copy of a whole float32 model would cost memory.
+        total = 0.0
+        for start in range(0, left.size, 1 << 16):
+            piece = left[start : start + (1 << 16)].astype(np.float64)
+            other = piece if left is right else right[start : start + (1 << 16)].astype(np.float64)
+            total += float(np.dot(piece, other))
+        return total
+
+    def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
+        ends = [*starts[1:], left.size]
+        return np.array(
+            [
+                self.dot(left[a:b], left[a:b] if left is right else right[a:b])
+                for a, b in zip(starts, ends, strict=True)
+            ]
+        )
+
+    def repeat(
+        self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str
+    ) -> Array:
+        return np.repeat(values.astype(dtype), sizes)
+
+
+BACKEND = NumpyBackend()

@@ -1,0 +1,139 @@
+"""Flat buffers of torch (CPU or any device): part of floor 2 (vectors), loaded when a tensor is seen."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["BACKEND", "TorchBackend"]
+
+Array = torch.Tensor
+
+_UNARY: dict[str, Callable[[Array], Array]] = {
+    "sqrt": torch.sqrt,
+    "sign": torch.sgn,  # equals sign on reals and is defined on complex numbers
+    "abs": torch.abs,
+    "exp": torch.exp,
+    "log": torch.log,
+    "isfinite": torch.isfinite,
+    "neg": torch.neg,
+}
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+}
+_BOUNDS = {"minimum": ("max", torch.minimum), "maximum": ("min", torch.maximum)}
+
+
+def _dtype(name: str) -> torch.dtype:
+    kind = getattr(torch, name, None)
+    if not isinstance(kind, torch.dtype):
+        raise TypeError(f"Expected a dtype that torch has, got {name!r}.")
+    return kind
+
+
+class TorchBackend:
+    """The operations of `privopt.backends.Backend` on torch tensors, outside autograd."""
+
+    name = "torch"
+
+    def is_array(self, value: object) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def describe(self, array: Array) -> tuple[tuple[int, ...], str, str]:
+        return tuple(array.shape), str(array.dtype).removeprefix("torch."), str(array.device)
+
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
+        with torch.no_grad():
+            if not arrays:
+                return torch.empty(0, dtype=_dtype(dtype), device=device)
+            return torch.cat([a.detach().reshape(-1) for a in arrays])
+
+    def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
+        return buffer[start:stop].view(shape)
+
+    def full(self, size: int, value: float, dtype: str, device: str) -> Array:
+        return torch.full((size,), value, dtype=_dtype(dtype), device=device)
+
+    def copy(self, buffer: Array) -> Array:
+        return buffer.clone()
+
+    def assign(self, target: Array, source: Array) -> None:
+        target.copy_(source)
+
+    def cast(self, buffer: Array, dtype: str) -> Array:
+        return buffer.to(_dtype(dtype))
+
+    def to_numpy(self, buffer: Array) -> npt.NDArray[Any]:
+        buffer = buffer.detach().cpu()
+        result: npt.NDArray[Any] = (buffer.float() if buffer.dtype == torch.bfloat16 else buffer).numpy()
+        return result
+
+    def from_numpy(self, array: npt.NDArray[Any], dtype: str, device: str) -> Array:
+        # A copy: numpy arrays may be read-only (safetensors, wire bytes), which torch cannot express.
+        return torch.from_numpy(np.array(array).reshape(-1)).to(device=device, dtype=_dtype(dtype))
+
+    def unary(self, operation: str, buffer: Array) -> Array:
+        return _UNARY[operation](buffer)
+
+    def binary(self, operation: str, left: Any, right: Any) -> Array:
+        result: Array
+        if operation in _BOUNDS:
+            scalar, both = _BOUNDS[operation]
+            if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+                result = both(left, right)
+            else:
+                array, bound = (left, right) if isinstance(left, torch.Tensor) else (right, left)
+                result = torch.clamp(array, **{scalar: bound})
+        else:
+            result = _BINARY[operation](left, right)
+        return result
+
+    def where(self, condition: Array, left: Any, right: Any) -> Array:
+        return torch.where(condition, left, right)
+
+    def sum(self, buffer: Array) -> float:
+        return float(buffer.sum(dtype=torch.float64))
+
+    def dot(self, left: Array, right: Array) -> float:
+        if left.dtype == torch.float64 and right.dtype == torch.float64:
+            return float(torch.dot(left, right))
+        total = 0.0
+        # In pieces that stay in cache: a float64 copy of a whole float32 model would cost memory.
+        for start in range(0, left.numel(), 1 << 16):
+            piece = left[start : start + (1 << 16)].double()
+            other = piece if left is right else right[start : start + (1 << 16)].double()
+            total += float(torch.dot(piece, other))
+        return total
+
+    def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
+        ends = [*starts[1:], left.numel()]
+        return np.array(
+            [
+                self.dot(left[a:b], left[a:b] if left is right else right[a:b])
+                for a, b in zip(starts, ends, strict=True)
+            ]
+        )
+
+    def repeat(
+        self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str
+    ) -> Array:
+        each = torch.from_numpy(values).to(device=device, dtype=_dtype(dtype))
+        return torch.repeat_interleave(each, torch.tensor(sizes, device=device))
+
+
+BACKEND = TorchBackend()

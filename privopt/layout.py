@@ -1,0 +1,165 @@
+"""Where each named tensor lies in a flat buffer: the first floor, which knows no framework.
+
+A `Layout` is hashable and compares by value, so it can key caches and be checked
+once at every boundary instead of tensor by tensor inside a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Block", "Layout", "TensorSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor: its shape and the slice of a block that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    block: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries (1 for a 0-d tensor, 0 for an empty one)."""
+        return math.prod(self.shape)
+
+    @property
+    def slice(self) -> slice:
+        """The entries of the block's buffer that belong to this tensor."""
+        return slice(self.offset, self.offset + self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One contiguous buffer: all tensors of one dtype on one device, in order of appearance."""
+
+    dtype: str
+    device: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names, shapes and places of the tensors of a model.
+
+    Guarantees:
+        - Equal names, shapes, dtypes, devices and order give equal, equally hashed layouts.
+        - Within a block, tensors follow one another without gaps in the order of `tensors`.
+
+    Attributes:
+        tensors: The tensors, in the order in which they were given.
+        blocks: The buffers, one per (dtype, device).
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    blocks: tuple[Block, ...]
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        # Layouts are hashed in every step (they key caches) and never change.
+        object.__setattr__(self, "_hash", hash((self.tensors, self.blocks)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @classmethod
+    def of(cls, tensors: Iterable[tuple[str, Sequence[int], str, str]]) -> Layout:
+        """Lay out tensors given as (name, shape, dtype, device).
+
+        Raises:
+            TypeError: If a name is no string.
+            ValueError: If a name occurs twice.
+        """
+        blocks: dict[tuple[str, str], int] = {}
+        sizes: list[int] = []
+        specs: list[TensorSpec] = []
+        seen: set[str] = set()
+        for name, shape, dtype, device in tensors:
+            if not isinstance(name, str):
+                raise TypeError(f"Expected tensor names to be strings, got {name!r} ({type(name).__name__}).")
+            if name in seen:
+                raise ValueError(f"Expected distinct tensor names, got {name!r} twice.")
+            seen.add(name)
+            block = blocks.setdefault((dtype, device), len(blocks))
+            if block == len(sizes):
+                sizes.append(0)
+            spec = TensorSpec(name, tuple(int(n) for n in shape), block, sizes[block])
+            sizes[block] += spec.size
+            specs.append(spec)
+        return cls(
+            tuple(specs), tuple(Block(d, v, n) for (d, v), n in zip(blocks, sizes, strict=True))
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of entries of all tensors together."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensor names, in order."""
+        return tuple(spec.name for spec in self.tensors)
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def in_block(self, block: int) -> tuple[TensorSpec, ...]:
+        """The tensors that lie in one block, in order."""
+        return tuple(spec for spec in self.tensors if spec.block == block)
+
+    def with_blocks(self, dtypes: Sequence[str], devices: Sequence[str]) -> Layout:
+        """The same places with other dtypes or devices (a comparison gives booleans, say)."""
+        blocks = tuple(
+            Block(dtype, device, block.size)
+            for block, dtype, device in zip(self.blocks, dtypes, devices, strict=True)
+        )
+        return Layout(self.tensors, blocks)
+
+    def difference(self, other: Layout) -> str | None:
+        """What first differs in names or shapes, in words; None where both can be combined.
+
+        Dtypes may differ (arithmetic promotes them), as long as the blocks line up.
+        """
+        if self.tensors == other.tensors:
+            return None
+        for ours, theirs in zip(self.tensors, other.tensors, strict=False):
+            if ours.name != theirs.name:
+                return f"tensor {ours.name!r} stands where the other has {theirs.name!r}"
+            if ours.shape != theirs.shape:
+                return f"tensor {ours.name!r} has shape {ours.shape}, the other's has {theirs.shape}"
+        longer, word = (self, "first") if len(self) > len(other) else (other, "second")
+        if len(self) != len(other):
+            extra = longer.tensors[min(len(self), len(other))].name
+            return f"tensor {extra!r} exists in the {word} only"
+        for ours, theirs in zip(self.tensors, other.tensors, strict=True):
+            if ours != theirs:
+                return (
+                    f"tensor {ours.name!r} is {self.blocks[ours.block].dtype} on "
+                    f"{self.blocks[ours.block].device}, the other's is {other.blocks[theirs.block].dtype} on "
+                    f"{other.blocks[theirs.block].device}, and the two models mix dtypes differently"
+                )
+        return None  # pragma: no cover - unequal tuples differ somewhere
+
+    def to_json(self) -> list[list[Any]]:
+        """``[[name, shape, dtype, device], ...]``; `from_json` reads it back."""
+        return [
+            [spec.name, list(spec.shape), self.blocks[spec.block].dtype, self.blocks[spec.block].device]
+            for spec in self.tensors
+        ]
+
+    @classmethod
+    def from_json(cls, items: Sequence[Sequence[Any]]) -> Layout:
+        """Rebuild a layout from `to_json`."""
+        return cls.of((name, shape, dtype, device) for name, shape, dtype, device in items)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by name."""
+        return {spec.name: spec.shape for spec in self.tensors}

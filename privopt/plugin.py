@@ -1,0 +1,413 @@
+"""Plug-ins of an optimizer: floor 3, the contract that modules and regularizers follow.
+
+A plug-in's hyper-parameters are dataclass fields and its state is what it declares with `state`,
+so config, state, reset and resume follow from the declaration and no list is kept by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+
+from .vector import Vector
+
+if TYPE_CHECKING:
+    from .auxvar import AuxVar
+
+__all__ = [
+    "OptiModule",
+    "Plugin",
+    "Registry",
+    "Regularizer",
+    "list_optim_modules",
+    "list_optim_regularizers",
+    "state",
+]
+
+_STATE = "privopt.state"
+_Kind = TypeVar("_Kind", bound=type)
+
+
+def state(initial: Any = 0.0) -> Any:
+    """Declare an attribute that changes while training: saved, restored and reset because it is declared.
+
+    Annotated as ``Vector`` it starts, at the first `run`, as a Vector of the gradients' layout filled
+    with the number `initial`. Annotated as anything else it starts as the value itself
+    (``int``, ``float``, ``bool``, ``str`` or ``None``). Annotated ``Vector | None`` with `None` it stays
+    unset until the plug-in sets it.
+    """
+    return dataclasses.field(init=False, repr=False, compare=False, default=initial, metadata={_STATE: True})
+
+
+class Registry:
+    """One visible table of plug-in classes by name.
+
+    Guarantees:
+        - A name stands for one class: a second one is an error that names both.
+        - Looking a name up runs no code but that of installed packages that declare the
+          entry-point group ``privopt.plugins``; names that came over the wire are only looked up.
+    """
+
+    _loaded_entry_points = False
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._classes: dict[str, type] = {}
+
+    def add(self, cls: _Kind) -> _Kind:
+        """Enter a class under its ``name``.
+
+        Raises:
+            TypeError: If it has no name of its own, or another class has that name.
+        """
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                f"Expected {cls.__qualname__} to set `name = \"...\"` (a {self.what} is found by it), "
+                "or to be declared with register=False."
+            )
+        known = self._classes.get(name)
+        # A module that is imported again (a notebook cell, importlib.reload) replaces its own class.
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"Expected a {self.what} name that is not taken, got {name!r} for "
+                f"{cls.__module__}.{cls.__qualname__}: {known.__module__}.{known.__qualname__} has it. "
+                "Choose another name, or declare the class with register=False."
+            )
+        self._classes[name] = cls
+        return cls
+
+    def table(self) -> dict[str, type]:
+        """All classes by name, sorted, installed packages' included."""
+        self._load_entry_points()
+        return dict(sorted(self._classes.items()))
+
+    def find(self, name: str) -> type:
+        """The class of that name.
+
+        Raises:
+            TypeError: If the name is no string.
+            ValueError: If there is none; the message names the nearest.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"Expected the name of a {self.what}, got {name!r} ({type(name).__name__}).")
+        if name not in self._classes:
+            self._load_entry_points()
+        if name not in self._classes:
+            near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"Expected a known {self.what}, got {name!r}.{hint} "
+                f"`privopt modules` lists them: {', '.join(sorted(self._classes))}."
+            )
+        return self._classes[name]
+
+    @classmethod
+    def _load_entry_points(cls) -> None:
+        if not Registry._loaded_entry_points:
+            Registry._loaded_entry_points = True
+            for entry in importlib.metadata.entry_points(group="privopt.plugins"):
+                entry.load()
+
+
+OPTI_MODULES = Registry("module")
+REGULARIZERS = Registry("regularizer")
+
+
+@dataclass_transform(field_specifiers=(state, dataclasses.field))
+class Plugin:
+    """What modules and regularizers share: declared hyper-parameters, declared state.
+
+    A subclass is turned into a dataclass; its annotated fields are hyper-parameters (JSON values,
+    with defaults), its `state` fields are what changes. Values are checked against the annotations
+    ``float``, ``int``, ``bool`` and ``str``; a ``float`` takes an int too.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other spellings of hyper-parameters that the constructor accepts."""
+
+    _hyper: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
+    _state: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "run" in cls.__dict__:
+            # The dataclass decorator below works in place, so the method is found through the class.
+            cls.run = _with_state(cls.__dict__["run"])  # type: ignore[attr-defined]  # subclasses' contract
+        dataclasses.dataclass(eq=False, repr=False)(cls)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # a dataclass since the line above
+        cls._state = tuple(f for f in fields if _STATE in f.metadata)
+        cls._hyper = tuple(f for f in fields if _STATE not in f.metadata and f.init)
+        for hyper in cls._hyper:
+            if hyper.default is dataclasses.MISSING and hyper.default_factory is dataclasses.MISSING:
+                raise TypeError(
+                    f"Expected a default for {cls.__qualname__}.{hyper.name}: a plug-in given by its name "
+                    "alone is built from its defaults."
+                )
+        if cls.aliases:
+            cls.__init__ = _with_aliases(cls.__init__, cls.aliases)  # type: ignore[method-assign]
+
+    def __post_init__(self, *init_only: Any) -> None:
+        """Check hyper-parameters against their annotations; subclasses extend it with their ranges."""
+        for hyper in self._hyper:
+            setattr(self, hyper.name, _checked(self, hyper, getattr(self, hyper.name)))
+
+    def _expect(self, holds: bool, what: str, **got: Any) -> None:
+        """Raise a ValueError in the house's form unless a condition on hyper-parameters holds."""
+        if not holds:
+            shown = ", ".join(f"{k}={v!r}" for k, v in got.items())
+            raise ValueError(f"Expected {what} for {self._kind()} {self.name!r}, got {shown}.")
+
+    @classmethod
+    def _kind(cls) -> str:
+        return "plug-in"
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in self._hyper)
+        return f"{type(self).__name__}({inside})"
+
+    # ---- config -------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Hyper-parameters as JSON values; ``type(self)(**config)`` builds an equal plug-in."""
+        return {f.name: copy.deepcopy(getattr(self, f.name)) for f in self._hyper}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build a plug-in from `get_config`'s output.
+
+        Raises:
+            TypeError: If a key is no hyper-parameter, or a value has the wrong type.
+            ValueError: If a value is out of range.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"Expected a mapping as config of {cls.name!r}, got {type(config).__name__}.")
+        known = [f.name for f in cls._hyper]
+        for key in config:
+            if key not in known and key not in cls.aliases:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise TypeError(
+                    f"Expected parameters of {cls.name!r} among {known or 'none'}, got {key!r}.{hint}"
+                )
+        return cls(**config)
+
+    # ---- state --------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that changed since construction: Vectors (copies), numbers, strings, None."""
+        values = {f.name: getattr(self, f.name) for f in self._state}
+        return {k: v.copy() if isinstance(v, Vector) else copy.deepcopy(v) for k, v in values.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state from `get_state`; nothing changes unless all of it fits.
+
+        Raises:
+            KeyError: If a state variable is missing.
+            ValueError: If there is one that this plug-in does not have.
+        """
+        names = [f.name for f in self._state]
+        for name in names:
+            if name not in state:
+                raise KeyError(f"Expected state {name!r} of {self._kind()} {self.name!r}, got {sorted(state)}.")
+        extra = sorted(set(state) - set(names))
+        if extra:
+            raise ValueError(f"Expected states {names} for {self._kind()} {self.name!r}, got also {extra}.")
+        for name in names:
+            value = state[name]
+            setattr(self, name, value.copy() if isinstance(value, Vector) else copy.deepcopy(value))
+
+    def reset(self) -> None:
+        """Forget everything that changed since construction."""
+        for field in self._state:
+            setattr(self, field.name, copy.deepcopy(field.default))
+
+    def on_round_start(self) -> None:
+        """Called when a round of training starts, before its first step."""
+
+    def on_round_end(self, accepted: bool) -> None:
+        """Called when it is known whether the round's result was used (`accepted`) or dropped."""
+
+    def _prepare(self, like: Vector) -> None:
+        """Give unset Vector states the layout of `like`, and restored ones its framework and device."""
+        for field in self._state:
+            value = getattr(self, field.name)
+            if isinstance(value, Vector):
+                if value.layout is not like.layout and (
+                    value.framework != like.framework or value.layout != like.layout
+                ):
+                    # Dtypes may differ on purpose (a float64 state of float32 gradients): only the
+                    # framework and device follow the gradients.
+                    moved = value.to(_with_dtypes_of(like, value))
+                    setattr(self, field.name, moved)
+            elif _is_vector(field) and value is not None:
+                setattr(self, field.name, like.full_like(value))
+
+
+def _is_vector(field: dataclasses.Field[Any]) -> bool:
+    # Annotations may be strings (postponed evaluation) or types; either way Vector is spelled out.
+    return "Vector" in (field.type if isinstance(field.type, str) else repr(field.type))
+
+
+def _with_dtypes_of(like: Vector, value: Vector) -> Vector:
+    if like.layout.tensors != value.layout.tensors:
+        return like  # `to` raises and names the tensor that differs
+    dtypes = [b.dtype for b in value.layout.blocks]
+    if dtypes == [b.dtype for b in like.layout.blocks]:
+        return like
+    devices = [b.device for b in like.layout.blocks]
+    return Vector(like.layout.with_blocks(dtypes, devices), like.buffers, like._backend)
+
+
+def _with_state(run: Callable[..., Vector]) -> Callable[..., Vector]:
+    """Make `run` see its declared Vector states with the layout of the gradients it gets."""
+    if getattr(run, "_prepares_state", False):
+        return run
+
+    @functools.wraps(run)
+    def prepared(self: Plugin, gradients: Vector, *args: Any, **kwargs: Any) -> Vector:
+        if not isinstance(gradients, Vector):
+            raise TypeError(
+                f"Expected gradients as a Vector for {self.name!r}, got {type(gradients).__name__}. "
+                "Vector.build({name: array, ...}) makes one."
+            )
+        self._prepare(gradients)
+        return run(self, gradients, *args, **kwargs)
+
+    prepared._prepares_state = True  # type: ignore[attr-defined]  # a mark on our own wrapper
+    return prepared
+
+
+def _with_aliases(init: Callable[..., None], aliases: Mapping[str, str]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def renamed(self: Plugin, *args: Any, **kwargs: Any) -> None:
+        for other, proper in aliases.items():
+            if other in kwargs:
+                if proper in kwargs:
+                    raise TypeError(f"Expected {proper!r} or {other!r} for {self.name!r}, got both.")
+                kwargs[proper] = kwargs.pop(other)
+        init(self, *args, **kwargs)
+
+    return renamed
+
+
+def _checked(plugin: Plugin, field: dataclasses.Field[Any], value: Any) -> Any:
+    kinds = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    expected: str | None = None
+    if kinds == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            expected = "a number"
+        elif math.isnan(value):
+            raise ValueError(f"Expected a number for {plugin.name}.{field.name}, got nan.")
+        else:
+            return float(value)
+    elif kinds == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+        expected = "an integer"
+    elif kinds == "bool" and not isinstance(value, bool):
+        expected = "true or false"
+    elif kinds == "str" and not isinstance(value, str):
+        expected = "a string"
+    if expected:
+        raise TypeError(
+            f"Expected {expected} for {plugin.name}.{field.name}, got {value!r} ({type(value).__name__})."
+        )
+    return value
+
+
+class OptiModule(Plugin, register=False):
+    """One gradient-altering algorithm; an optimizer runs a list of them in order.
+
+    A subclass sets `name`, declares its hyper-parameters and states, and implements `run`.
+    Declaring it registers it under its name; ``class X(OptiModule, register=False)`` does not.
+
+    Attributes:
+        name: How the module is found; unique among modules.
+        aux_name: Name shared by the two modules (client's and server's) that exchange
+            auxiliary variables; unique within one optimizer.
+        aux_var: The class of what `collect_aux_var` returns on a client; its fields declare how
+            clients' values are summed, so the round's schema is known before the round.
+        round_reset: Whether the state is forgotten when a round starts (a field of stateful modules).
+
+    Example:
+        >>> class Half(OptiModule, register=False):
+        ...     name = "half"
+        ...     factor: float = 0.5
+        ...
+        ...     def run(self, gradients):
+        ...         return self.factor * gradients
+        >>> import numpy as np
+        >>> Half().run(Vector.build({"w": np.array([2.0])})).coefs
+        {'w': array([1.])}
+    """
+
+    aux_name: ClassVar[str | None] = None
+    aux_var: ClassVar[type[AuxVar] | None] = None
+    needs_raw_gradients: ClassVar[bool] = False
+    """A module that is wrong on clipped and noised gradients; private runs refuse it."""
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if register:
+            OPTI_MODULES.add(cls)
+
+    @classmethod
+    def _kind(cls) -> str:
+        return "module"
+
+    def run(self, gradients: Vector) -> Vector:
+        """Return the altered gradients: same layout, only values change."""
+        raise TypeError(f"Expected {type(self).__name__} to define run(self, gradients).")
+
+    def on_round_start(self) -> None:
+        """Called when a round starts; forgets the state where `round_reset` is set."""
+        if getattr(self, "round_reset", False):
+            self.reset()
+
+    def collect_aux_var(self) -> AuxVar | Mapping[str, AuxVar] | None:
+        """What to share with the counterpart module at the end of a client's round, or the start of a server's.
+
+        A server may return one AuxVar for all clients, or one per client id.
+        """
+        return None
+
+    def process_aux_var(self, aux_var: AuxVar) -> None:
+        """Take what the counterpart shared: on a server, the clients' AuxVars already combined."""
+        raise ValueError(f"Expected no auxiliary variables for module {self.name!r}: it declares no aux_name.")
+
+
+class Regularizer(Plugin, register=False):
+    """One loss-regularization term, as its gradient; an optimizer runs them before its modules."""
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if register:
+            REGULARIZERS.add(cls)
+
+    @classmethod
+    def _kind(cls) -> str:
+        return "regularizer"
+
+    def run(self, gradients: Vector, weights: Vector) -> Vector:
+        """Return the gradients plus the term's gradient at the weights."""
+        raise TypeError(f"Expected {type(self).__name__} to define run(self, gradients, weights).")
+
+
+def list_optim_modules() -> dict[str, type[OptiModule]]:
+    """All modules by name, third parties' included."""
+    from . import modules as _  # noqa: F401 - declares the built-in ones
+
+    return OPTI_MODULES.table()
+
+
+def list_optim_regularizers() -> dict[str, type[Regularizer]]:
+    """All regularizers by name, third parties' included."""
+    from . import regularizers as _  # noqa: F401 - declares the built-in ones
+
+    return REGULARIZERS.table()

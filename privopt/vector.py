@@ -1,0 +1,487 @@
+"""A model's parameters or gradients as one value: floor 2, a flat buffer plus a Layout.
+
+Everything that follows (clipping, optimizers, encoding, noise, aggregation) is arithmetic on
+Vectors, so it is written once and runs on whichever framework holds the arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends import Backend, backend_of, named_backend
+from .layout import Layout
+
+__all__ = ["PerTensor", "Vector"]
+
+Array = Any
+Scalar = int | float
+
+
+class PerTensor:
+    """One number per tensor of a layout, such as the norm of each; broadcasts against Vectors.
+
+    Arithmetic with scalars and with other PerTensors is elementwise, in float64.
+
+    Attributes:
+        layout: The layout whose tensors the numbers belong to.
+        values: The numbers, shape ``(len(layout),)``, float64, in the layout's order.
+    """
+
+    __slots__ = ("layout", "values")
+    __array_ufunc__ = None  # numpy hands `array * PerTensor` to us instead of looping over it
+
+    def __init__(self, layout: Layout, values: npt.NDArray[np.float64]) -> None:
+        self.layout = layout
+        self.values = values
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{n}={v:.6g}" for n, v in zip(self.layout.names, self.values, strict=True))
+        return f"PerTensor({pairs})"
+
+    def _with(self, operation: Callable[[Any, Any], Any], other: object, swap: bool = False) -> PerTensor:
+        if isinstance(other, PerTensor):
+            if other.layout.names != self.layout.names:
+                raise ValueError("Expected two PerTensors of one layout, got two that name different tensors.")
+            value: Any = other.values
+        elif isinstance(other, int | float | np.number):
+            value = other
+        else:
+            return NotImplemented
+        left, right = (value, self.values) if swap else (self.values, value)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return PerTensor(self.layout, np.asarray(operation(left, right), np.float64))
+
+    def __add__(self, other: object) -> PerTensor:
+        return self._with(np.add, other)
+
+    def __radd__(self, other: object) -> PerTensor:
+        return self._with(np.add, other, swap=True)
+
+    def __sub__(self, other: object) -> PerTensor:
+        return self._with(np.subtract, other)
+
+    def __rsub__(self, other: object) -> PerTensor:
+        return self._with(np.subtract, other, swap=True)
+
+    def __mul__(self, other: object) -> PerTensor:
+        return self._with(np.multiply, other)
+
+    def __rmul__(self, other: object) -> PerTensor:
+        return self._with(np.multiply, other, swap=True)
+
+    def __truediv__(self, other: object) -> PerTensor:
+        return self._with(np.true_divide, other)
+
+    def __rtruediv__(self, other: object) -> PerTensor:
+        return self._with(np.true_divide, other, swap=True)
+
+    def minimum(self, other: Scalar | PerTensor) -> PerTensor:
+        """Elementwise minimum; NaN stays NaN."""
+        return self._with(np.minimum, other)
+
+    def maximum(self, other: Scalar | PerTensor) -> PerTensor:
+        """Elementwise maximum; NaN stays NaN."""
+        return self._with(np.maximum, other)
+
+    def where_positive(self, then: PerTensor | Scalar, otherwise: PerTensor | Scalar) -> PerTensor:
+        """`then` for the tensors where this is > 0, `otherwise` elsewhere."""
+        pick = [x.values if isinstance(x, PerTensor) else x for x in (then, otherwise)]
+        return PerTensor(self.layout, np.where(self.values > 0, pick[0], pick[1]).astype(np.float64))
+
+    def to_dict(self) -> dict[str, float]:
+        """The numbers by tensor name."""
+        return dict(zip(self.layout.names, map(float, self.values), strict=True))
+
+
+class Vector:
+    """Named tensors of any supported framework, held in one contiguous buffer per dtype and device.
+
+    Build one with `Vector.build`; `coefs` gives named views back. Arithmetic with scalars, other
+    Vectors of the same layout and `PerTensor` values is elementwise and gives a new Vector;
+    the in-place forms (``+=`` and so on) write into the same memory, so that a model whose
+    parameters are views of the buffer moves with it.
+
+    Guarantees:
+        - ``Vector.build(x).coefs`` equals ``x``: names, order, shapes, dtypes, values.
+        - An operation between different layouts raises and names the first tensor that differs.
+        - A scalar never changes a floating dtype: float32 in, float32 out.
+
+    Example:
+        >>> v = Vector.build({"w": np.array([[3.0, 4.0]]), "b": np.array(0.0)})
+        >>> (v / v.norm()).coefs["w"]
+        array([[0.6, 0.8]])
+    """
+
+    __slots__ = ("_backend", "buffers", "layout")
+    __array_ufunc__ = None  # `numpy_scalar * vector` is ours, not an elementwise loop of numpy's
+
+    def __init__(self, layout: Layout, buffers: Iterable[Array], backend: Backend) -> None:
+        """Wrap existing buffers, one per block of the layout; `build` is the usual way in."""
+        self.layout = layout
+        self.buffers: tuple[Array, ...] = tuple(buffers)
+        self._backend = backend
+
+    # ---- construction and views -----------------------------------------------------------------
+
+    @classmethod
+    def build(cls, coefs: Mapping[str, Array]) -> Vector:
+        """Copy named arrays of one framework into a new Vector.
+
+        Args:
+            coefs: Arrays by name; shapes are free (``()`` and empty ones included), dtypes may differ.
+
+        Raises:
+            TypeError: If the mapping is none, or its arrays belong to no supported framework or to two.
+            ValueError: If it is empty.
+        """
+        if not isinstance(coefs, Mapping):
+            raise TypeError(f"Expected a mapping of names to arrays, got {type(coefs).__name__}.")
+        if not coefs:
+            raise ValueError("Expected at least one named array, got an empty mapping.")
+        backends = {name: backend_of(array) for name, array in coefs.items()}
+        backend = next(iter(backends.values()))
+        for name, found in backends.items():
+            if found is not backend:
+                raise TypeError(
+                    f"Expected arrays of one framework, got {backend.name} and, for {name!r}, {found.name}. "
+                    "Convert them to one of the two first."
+                )
+        described = {name: backend.describe(array) for name, array in coefs.items()}
+        layout = Layout.of((name, *what) for name, what in described.items())
+        buffers = [
+            backend.pack([coefs[s.name] for s in layout.in_block(i)], block.dtype, block.device)
+            for i, block in enumerate(layout.blocks)
+        ]
+        return cls(layout, buffers, backend)
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework that holds the buffers."""
+        return self._backend.name
+
+    @property
+    def coefs(self) -> dict[str, Array]:
+        """The tensors by name: views that share memory with the Vector."""
+        return {
+            s.name: self._backend.view(self.buffers[s.block], s.offset, s.offset + s.size, s.shape)
+            for s in self.layout
+        }
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.layout.size
+
+    def __len__(self) -> int:
+        return self.layout.size
+
+    def __repr__(self) -> str:
+        dtypes = "/".join(block.dtype for block in self.layout.blocks)
+        return f"Vector({len(self.layout)} tensors, {self.size} entries, {self.framework} {dtypes})"
+
+    def full_like(self, value: Scalar) -> Vector:
+        """A new Vector of this layout, framework and dtype with every entry equal to `value`."""
+        blocks = self.layout.blocks
+        return self._of(self._backend.full(b.size, value, b.dtype, b.device) for b in blocks)
+
+    def copy(self) -> Vector:
+        """A new Vector with the same values in memory of its own."""
+        return self._of(map(self._backend.copy, self.buffers))
+
+    def assign(self, other: Vector) -> Self:
+        """Write another Vector's values into this one's memory, from whichever framework."""
+        self._verify(other)
+        if other._backend is not self._backend:
+            other = other.to(self)
+        for target, source in zip(self.buffers, other.buffers, strict=True):
+            self._backend.assign(target, source)
+        return self
+
+    def astype(self, dtype: str) -> Vector:
+        """The same values with every block in `dtype` (numpy's spelling, such as ``"float64"``)."""
+        return self._of(self._backend.cast(b, dtype) for b in self.buffers)
+
+    def to(self, like: Vector) -> Vector:
+        """These values in the framework, dtypes and devices of another Vector of the same layout.
+
+        Returns this Vector itself where nothing has to change.
+        """
+        if self._backend is like._backend and self.layout == like.layout:
+            return self
+        self._verify(like)
+        blocks = like.layout.blocks
+        arrays = map(self._backend.to_numpy, self.buffers)
+        return Vector(
+            like.layout,
+            (
+                like._backend.from_numpy(a, b.dtype, b.device)
+                for a, b in zip(arrays, blocks, strict=True)
+            ),
+            like._backend,
+        )
+
+    def to_numpy(self) -> Vector:
+        """The same values as a numpy Vector (views where memory can be shared)."""
+        if self._backend.name == "numpy":
+            return self
+        backend = named_backend("numpy")
+        return self._of(map(self._backend.to_numpy, self.buffers), backend)
+
+    def flatten(self) -> npt.NDArray[Any]:
+        """All entries as one numpy array, shape ``(size,)``, in the layout's order of blocks.
+
+        Several dtypes are promoted to the one that holds them all. The array may share memory.
+        """
+        arrays = [self._backend.to_numpy(b) for b in self.buffers]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def unflatten(self, flat: npt.NDArray[Any]) -> Vector:
+        """A Vector of this layout, framework and dtypes from the entries that `flatten` gives.
+
+        Raises:
+            ValueError: If the number of entries differs.
+        """
+        if flat.shape != (self.size,):
+            raise ValueError(f"Expected {self.size} entries in one dimension, got shape {flat.shape}.")
+        buffers, start = [], 0
+        for block in self.layout.blocks:
+            piece = flat[start : start + block.size]
+            buffers.append(self._backend.from_numpy(piece, block.dtype, block.device))
+            start += block.size
+        return Vector(self.layout, buffers, self._backend)
+
+    # ---- arithmetic ------------------------------------------------------------------------------
+
+    def _of(self, buffers: Iterable[Array], backend: Backend | None = None) -> Vector:
+        """A Vector of this shape over new buffers, whose dtypes may have changed."""
+        backend = backend or self._backend
+        buffers = tuple(buffers)
+        described = [backend.describe(b) for b in buffers]
+        dtypes, devices = [d[1] for d in described], [d[2] for d in described]
+        layout = self.layout
+        if dtypes != [b.dtype for b in layout.blocks] or devices != [b.device for b in layout.blocks]:
+            layout = layout.with_blocks(dtypes, devices)
+        return Vector(layout, buffers, backend)
+
+    def _verify(self, other: Vector) -> None:
+        # `is` first: in a step nearly every pair of operands shares one Layout object.
+        if other.layout is not self.layout:
+            difference = self.layout.difference(other.layout)
+            if difference is not None:
+                raise ValueError(f"Expected two Vectors of the same layout: {difference}.")
+
+    def _operands(self, other: object) -> tuple[Array, ...] | None:
+        """The other side of an operation, block by block; None for what we do not know."""
+        if isinstance(other, Vector):
+            self._verify(other)
+            if other._backend is not self._backend:
+                raise TypeError(
+                    f"Expected two Vectors of one framework, got {self.framework} and {other.framework}. "
+                    "Convert one with `.to(other)`."
+                )
+            return other.buffers
+        if isinstance(other, PerTensor):
+            return tuple(self._spread(other, i) for i in range(len(self.buffers)))
+        if isinstance(other, bool | int | float):
+            return (other,) * len(self.buffers)
+        if isinstance(other, np.number) and not isinstance(other, np.complexfloating):
+            # A numpy scalar carries a dtype that would promote float32 to float64.
+            return (other.item(),) * len(self.buffers)
+        return None
+
+    def _spread(self, per_tensor: PerTensor, block: int) -> Array:
+        if per_tensor.layout.names != self.layout.names:
+            raise ValueError("Expected a PerTensor of this Vector's layout, got one that names other tensors.")
+        kept = [i for i, s in enumerate(self.layout) if s.block == block]
+        sizes = [self.layout.tensors[i].size for i in kept]
+        where = self.layout.blocks[block]
+        return self._backend.repeat(per_tensor.values[kept], sizes, where.dtype, where.device)
+
+    def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
+        operands = self._operands(other)
+        if operands is None:
+            return NotImplemented
+        run = self._backend.binary
+        if swap:
+            return self._of(run(operation, o, b) for b, o in zip(self.buffers, operands, strict=True))
+        return self._of(run(operation, b, o) for b, o in zip(self.buffers, operands, strict=True))
+
+    def _in_place(self, operation: str, other: object) -> Self:
+        result = self._binary(operation, other)
+        if result is NotImplemented:
+            return NotImplemented
+        for target, source in zip(self.buffers, result.buffers, strict=True):
+            self._backend.assign(target, source)
+        return self
+
+    def _unary(self, operation: str) -> Vector:
+        return self._of(self._backend.unary(operation, b) for b in self.buffers)
+
+    def __add__(self, other: object) -> Vector:
+        return self._binary("add", other)
+
+    def __radd__(self, other: object) -> Vector:
+        return self._binary("add", other, swap=True)
+
+    def __sub__(self, other: object) -> Vector:
+        return self._binary("sub", other)
+
+    def __rsub__(self, other: object) -> Vector:
+        return self._binary("sub", other, swap=True)
+
+    def __mul__(self, other: object) -> Vector:
+        return self._binary("mul", other)
+
+    def __rmul__(self, other: object) -> Vector:
+        return self._binary("mul", other, swap=True)
+
+    def __truediv__(self, other: object) -> Vector:
+        return self._binary("div", other)
+
+    def __rtruediv__(self, other: object) -> Vector:
+        return self._binary("div", other, swap=True)
+
+    def __pow__(self, other: object) -> Vector:
+        return self._binary("pow", other)
+
+    def __neg__(self) -> Vector:
+        return self._unary("neg")
+
+    def __abs__(self) -> Vector:
+        return self._unary("abs")
+
+    def __iadd__(self, other: object) -> Self:
+        return self._in_place("add", other)
+
+    def __isub__(self, other: object) -> Self:
+        return self._in_place("sub", other)
+
+    def __imul__(self, other: object) -> Self:
+        return self._in_place("mul", other)
+
+    def __itruediv__(self, other: object) -> Self:
+        return self._in_place("div", other)
+
+    def __lt__(self, other: object) -> Vector:
+        return self._binary("lt", other)
+
+    def __le__(self, other: object) -> Vector:
+        return self._binary("le", other)
+
+    def __gt__(self, other: object) -> Vector:
+        return self._binary("gt", other)
+
+    def __ge__(self, other: object) -> Vector:
+        return self._binary("ge", other)
+
+    # A comparison is elementwise, so a Vector as a whole has no truth value and no hash.
+    def __eq__(self, other: object) -> Vector:  # type: ignore[override]  # elementwise, as in numpy
+        return self._binary("eq", other)
+
+    def __ne__(self, other: object) -> Vector:  # type: ignore[override]  # elementwise, as in numpy
+        return self._binary("ne", other)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, and compared elementwise
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "A Vector has no single truth value. Use v.norm(), v.sum() or v.equals(w) to decide on one."
+        )
+
+    def equals(self, other: Vector) -> bool:
+        """Whether layouts, dtypes and every entry are the same (NaN differs from itself)."""
+        if not isinstance(other, Vector) or self.layout != other.layout:
+            return False
+        pairs = zip(self.buffers, other.buffers, strict=True)
+        return all(
+            np.array_equal(self._backend.to_numpy(a), other._backend.to_numpy(b)) for a, b in pairs
+        )
+
+    def sqrt(self) -> Vector:
+        """Elementwise square root."""
+        return self._unary("sqrt")
+
+    def sign(self) -> Vector:
+        """Elementwise sign, 0 at 0."""
+        return self._unary("sign")
+
+    def abs(self) -> Vector:
+        """Elementwise absolute value."""
+        return self._unary("abs")
+
+    def exp(self) -> Vector:
+        """Elementwise exponential."""
+        return self._unary("exp")
+
+    def log(self) -> Vector:
+        """Elementwise natural logarithm."""
+        return self._unary("log")
+
+    def isfinite(self) -> Vector:
+        """Elementwise: neither NaN nor infinite (booleans)."""
+        return self._unary("isfinite")
+
+    def minimum(self, other: Vector | PerTensor | Scalar) -> Vector:
+        """Elementwise minimum with a Vector, a PerTensor or a scalar."""
+        return self._known("minimum", other)
+
+    def maximum(self, other: Vector | PerTensor | Scalar) -> Vector:
+        """Elementwise maximum with a Vector, a PerTensor or a scalar."""
+        return self._known("maximum", other)
+
+    def clip(self, low: Vector | Scalar, high: Vector | Scalar) -> Vector:
+        """Entries limited to [low, high]."""
+        return self.maximum(low).minimum(high)
+
+    def _known(self, operation: str, other: object) -> Vector:
+        result = self._binary(operation, other)
+        if result is NotImplemented:
+            raise TypeError(f"Expected a Vector, a PerTensor or a number, got {type(other).__name__}.")
+        return result
+
+    def where(self, then: Vector | Scalar, otherwise: Vector | Scalar) -> Vector:
+        """`then` where this (a Vector of booleans) is true, `otherwise` elsewhere.
+
+        Raises:
+            TypeError: If neither choice is a Vector; a scalar alone has no dtype to give.
+        """
+        like = next((x for x in (then, otherwise) if isinstance(x, Vector)), None)
+        if like is None:
+            raise TypeError("Expected at least one of the two choices to be a Vector, got two numbers.")
+        self._verify(like)
+        left, right = like._operands(then), like._operands(otherwise)
+        if left is None or right is None:
+            raise TypeError("Expected each choice to be a Vector or a number.")
+        rows = zip(self.buffers, left, right, strict=True)
+        return like._of(self._backend.where(c, a, b) for c, a, b in rows)
+
+    # ---- reductions --------------------------------------------------------------------------------
+
+    def sum(self) -> float:
+        """Sum of all entries, in float64."""
+        return math.fsum(map(self._backend.sum, self.buffers))
+
+    def dot(self, other: Vector) -> float:
+        """Inner product with another Vector of the same layout, in float64."""
+        operands = self._operands(other)
+        if operands is None or not isinstance(other, Vector):
+            raise TypeError(f"Expected a Vector, got {type(other).__name__}.")
+        return math.fsum(self._backend.dot(a, b) for a, b in zip(self.buffers, operands, strict=True))
+
+    def norm(self) -> float:
+        """L2 norm over all entries together, in float64."""
+        return math.sqrt(math.fsum(self._backend.dot(b, b) for b in self.buffers))
+
+    def norms(self) -> PerTensor:
+        """L2 norm of each tensor, in float64."""
+        values = np.zeros(len(self.layout))
+        for i, buffer in enumerate(self.buffers):
+            kept = [k for k, s in enumerate(self.layout) if s.block == i]
+            starts = [self.layout.tensors[k].offset for k in kept]
+            values[kept] = self._backend.segment_dots(buffer, buffer, starts)
+        return PerTensor(self.layout, np.sqrt(values))
