@@ -4,6 +4,8 @@ A schema says how each field combines; clients and servers are state machines th
 Imports neither `dp` nor `privopt`.
 """
 
+from .encoding import Encoding as Encoding
+from .encoding import Reduced as Reduced
 from .errors import CohortError as CohortError
 from .errors import EncodingError as EncodingError
 from .errors import IdentityError as IdentityError

@@ -18,7 +18,7 @@ def summed(bound: Bound, bits: int = 16, shape: Shape | None = None) -> Any:
 
     Guarantees:
         - Zero is exact; integers (an int `bound`) are exact or refused, never rounded or clipped.
-        - Inside the bounds the rounding is unbiased to within 2^-24 of a quantum, and each client adds less
+        - Inside the bounds the rounding is unbiased to within 2^-23 of a quantum, and each client adds less
           than one quantum ``bound / (2^(bits-1) - 1)`` of error to the sum.
         - A value outside the bounds is clipped to them and counted in a masked lane of its own.
 
