@@ -1,0 +1,365 @@
+"""What a configuration may say: floor 7, the tables of a run and the rules that their values obey.
+
+`privopt.config` reads and writes them. No source of randomness that privacy rests on is ever configured:
+`seed` starts weights, partitions and the like, never noise, batches or keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "Client",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Dp",
+    "Effort",
+    "Masks",
+    "MasksConfigError",
+    "Model",
+    "OptimizerSpec",
+    "PrivacyConfigError",
+    "Sampler",
+    "Server",
+    "check",
+]
+
+PlugIn: TypeAlias = str | tuple[str, dict[str, Any]]
+"""A plug-in by name, or ``["name", {parameter = value}]``."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: unknown key, wrong type, or values that do not go together."""
+
+
+class PrivacyConfigError(ConfigError):
+    """A value under ``[dp]`` that no privacy guarantee can have."""
+
+
+class MasksConfigError(ConfigError):
+    """A value under ``[masks]``, or a number of clients, under which masks would hide nothing."""
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every table of the configuration is: frozen, by keyword, and closed to unknown keys."""
+
+
+class Data(_Table, frozen=True):
+    """Where the clients' rows come from.
+
+    Attributes:
+        name: A built-in data set, ``mnist`` by `path`, or ``own`` (set by itself when `clients` lists files).
+        clients: Number of clients to deal the rows to, or one ``.csv`` or ``.npz`` file per client.
+        alpha: Dirichlet concentration of the deal per label: small is skewed, large is even.
+        min_rows: Fewest rows that the deal gives a client.
+        path: Folder of the four MNIST idx files.
+        target: Column that holds the label (CSV).
+        classes: All labels that can occur, in order; public. Required for own data under DP.
+        bounds: Public ``{feature: (low, high)}`` by which features are scaled to [-1, 1]; ``"*"`` stands for
+            every feature that is not named. Required for own data under DP.
+        test: A public file of the clients' format, to measure accuracy on.
+    """
+
+    name: Literal["digits", "breast_cancer", "mnist", "own"] = "digits"
+    clients: int | tuple[str, ...] = 8
+    alpha: float = 1.0
+    min_rows: int = 10
+    path: str | None = None
+    target: str | None = None
+    classes: tuple[int | str, ...] | None = None
+    bounds: dict[str, tuple[float, float]] = {}
+    test: str | None = None
+
+
+class Model(_Table, frozen=True):
+    """What is trained: ``linear``, ``mlp``, ``cnn`` or ``package.module:factory``.
+
+    Attributes:
+        name: The model.
+        hidden: Widths of the layers of ``mlp``.
+        channels: Channels of the convolutions of ``cnn``.
+        options: Keyword arguments for a factory of one's own.
+    """
+
+    name: str = "linear"
+    hidden: tuple[int, ...] = (64,)
+    channels: tuple[int, ...] = (16, 32)
+    options: dict[str, Any] = {}
+
+
+class OptimizerSpec(_Table, frozen=True):
+    """An optimizer as data: learning rate, decoupled weight decay, and plug-ins in order."""
+
+    lrate: float = 1.0
+    w_decay: float = 0.0
+    modules: tuple[PlugIn, ...] = ()
+    regularizers: tuple[PlugIn, ...] = ()
+
+
+class Effort(_Table, frozen=True):
+    """Local work a round: `steps`, or `epochs` (expected passes, so ``epochs / sampler.rate`` steps)."""
+
+    steps: int | None = None
+    epochs: float | None = None
+
+
+class Client(_Table, frozen=True):
+    """What each client does, and where it keeps what outlives a run.
+
+    Attributes:
+        home: Folder with ``{id}`` in it for keys, ledger and policy; None makes fresh ones for each run.
+        optimizer: The client's optimizer.
+        effort: Local work a round.
+    """
+
+    home: str | None = None
+    optimizer: OptimizerSpec = OptimizerSpec(lrate=2.0, modules=("scaffold-client",))
+    effort: Effort = Effort(steps=5)
+
+
+class Server(_Table, frozen=True):
+    """What the server does with the clients' updates.
+
+    Attributes:
+        home: Folder of the server's identity; None makes a fresh one for each run.
+        optimizer: Applied to the averaged update.
+        weighting: What a client's update counts as: the same, its rows, or its steps.
+    """
+
+    home: str | None = None
+    optimizer: OptimizerSpec = OptimizerSpec(lrate=1.0, modules=("scaffold-server",))
+    weighting: Literal["uniform", "samples", "steps"] = "uniform"
+
+
+class Sampler(_Table, frozen=True):
+    """How batches are drawn: ``poisson`` takes each row with probability `rate`, with or without DP."""
+
+    name: Literal["poisson"] = "poisson"
+    rate: float = 0.2
+
+
+class Dp(_Table, frozen=True):
+    """Local differential privacy of every client.
+
+    Attributes:
+        enabled: False trains without noise and says so.
+        unit: What is protected: one sample (row).
+        epsilon: Most that a client spends over the run, nats.
+        delta: Must lie below one over the client's own rows.
+        clip_norm: L2 bound on one sample's gradient, gradient units.
+        sampler: How batches are drawn.
+        disclose: Names of what leaves without a price, which the audit lists.
+    """
+
+    enabled: bool = True
+    unit: Literal["sample"] = "sample"
+    epsilon: float = 8.0
+    delta: float = 1e-3
+    clip_norm: float = 0.5
+    sampler: Sampler = Sampler()
+    disclose: tuple[str, ...] = ()
+
+
+class Masks(_Table, frozen=True):
+    """Secure aggregation of what the clients send.
+
+    Attributes:
+        enabled: False sends in clear and says so.
+        bits: Levels a value is rounded to: ``2**bits - 1``.
+        bound: Largest absolute value of an update's entry, or ``adaptive``.
+        min_clients: Fewest clients that a client takes part with.
+        allow_small: Consent to 3 or 4 clients, where few must collude to see one.
+    """
+
+    enabled: bool = True
+    bits: int = 16
+    bound: float | Literal["adaptive"] = "adaptive"
+    min_clients: int = 5
+    allow_small: bool = False
+
+
+class Config(_Table, frozen=True):
+    """A whole run.
+
+    Attributes:
+        seed: Starts weights, partitions and rounding; never noise, batches or keys.
+        rounds: Rounds of aggregation.
+        out: Folder in which the run makes its own.
+        twin: Also train without privacy for comparison; only ever on built-in public data.
+        data: The rows.
+        model: The model.
+        client: The clients' side.
+        server: The server's side.
+        dp: Differential privacy.
+        masks: Secure aggregation.
+    """
+
+    seed: int = 0
+    rounds: int = 20
+    out: str = "runs"
+    twin: bool = True
+    data: Data = Data()
+    model: Model = Model()
+    client: Client = Client()
+    server: Server = Server()
+    dp: Dp = Dp()
+    masks: Masks = Masks()
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients that the data is for."""
+        return self.data.clients if isinstance(self.data.clients, int) else len(self.data.clients)
+
+    @property
+    def steps_per_round(self) -> int:
+        """Local steps a round; epochs are expected passes, rounded to at least one step."""
+        effort = self.client.effort
+        if effort.steps is not None:
+            return effort.steps
+        return max(1, round((effort.epochs or 0.0) / self.dp.sampler.rate))
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot be run, or under which privacy or masks would mean nothing.
+
+    Args:
+        config: A configuration of the right types, from a file or made in Python.
+
+    Raises:
+        ConfigError: For a value out of range, or keys that do not go together.
+        PrivacyConfigError: For one under ``[dp]``.
+        MasksConfigError: For one under ``[masks]``, or too few clients for masks.
+
+    Example:
+        >>> check(Config(rounds=0))
+        Traceback (most recent call last):
+        privopt.tables.ConfigError: Expected at least one round, got rounds = 0. The default is 20.
+    """
+    _check_run(config)
+    _check_optimizers(config)
+    _check_data(config.data)
+    _check_dp(config.dp)
+    if config.masks.enabled:
+        _check_masks(config)
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else repr(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+class _Rules:
+    """Raises `error` with one sentence of one shape for the first rule that does not hold."""
+
+    def __init__(self, error: type[ConfigError] = ConfigError) -> None:
+        self.error = error
+
+    def __call__(self, holds: bool, expected: str, key: str, value: Any, remedy: str) -> None:
+        if not holds:
+            raise self.error(f"Expected {expected}, got {key} = {_show(value)}. {remedy}")
+
+
+def _check_run(config: Config) -> None:
+    rule = _Rules()
+    rule(config.seed >= 0, "a seed of at least 0", "seed", config.seed, "It starts weights and partitions.")
+    rule(config.rounds >= 1, "at least one round", "rounds", config.rounds, "The default is 20.")
+    rule(bool(config.out), "the name of a folder", "out", config.out, 'The default is "runs".')
+    for name in ("hidden", "channels"):
+        widths = getattr(config.model, name)
+        rule(all(w >= 1 for w in widths), "widths of at least 1", f"model.{name}", widths, "Try [64].")
+    home = config.client.home
+    shared = home is not None and config.num_clients > 1 and "{id}" not in home
+    rule(not shared, "{id} in a home of several clients", "client.home", home, 'Try "homes/{id}".')
+    effort = config.client.effort
+    given = tuple(name for name in ("steps", "epochs") if getattr(effort, name) is not None)
+    remedy = "Write {steps = 5} or {epochs = 1}."
+    rule(len(given) == 1, "one of steps and epochs", "client.effort", given, remedy)
+    amount = effort.epochs if effort.steps is None else effort.steps
+    rule(_positive(amount or 0), "some work a round", "client.effort", amount, remedy)
+
+
+def _check_optimizers(config: Config) -> None:
+    rule = _Rules()
+    for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
+        key = f"{side}.optimizer"
+        rule(_positive(spec.lrate), "a finite learning rate > 0", f"{key}.lrate", spec.lrate, "Try 1.0.")
+        decays = math.isfinite(spec.w_decay) and spec.w_decay >= 0
+        rule(decays, "a finite weight decay >= 0", f"{key}.w_decay", spec.w_decay, "0 turns it off.")
+
+
+def _check_data(data: Data) -> None:
+    rule = _Rules()
+    counted = isinstance(data.clients, int)
+    rule(
+        counted or data.name == "own",
+        "a number of clients for a set that is dealt out",
+        "data.clients",
+        data.clients,
+        f'"{data.name}" has no files of its own; files, one a client, go with data.name = "own".',
+    )
+    rule(
+        not counted or data.name != "own",
+        "a file per client for data of one's own",
+        "data.clients",
+        data.clients,
+        'List them: clients = ["north.csv", "south.csv"].',
+    )
+    number = data.clients if isinstance(data.clients, int) else len(data.clients)
+    rule(number >= 1, "at least one client", "data.clients", data.clients, "Give a number, or a file each.")
+    rule(_positive(data.alpha), "a finite alpha > 0", "data.alpha", data.alpha, "1 is skewed, 100 is even.")
+    rule(data.min_rows >= 1, "at least a row each", "data.min_rows", data.min_rows, "The default is 10.")
+    found = data.name != "mnist" or data.path is not None
+    rule(found, "the folder of the four idx files", "data.path", data.path, "Nothing is downloaded.")
+    labels = data.classes
+    distinct = labels is None or len({str(label) for label in labels}) == len(labels) >= 2
+    rule(distinct, "two or more distinct labels", "data.classes", labels, "List each label once.")
+    for feature, (low, high) in data.bounds.items():
+        proper = math.isfinite(low) and math.isfinite(high) and low < high
+        remedy = "Take them from public knowledge, never from the data."
+        rule(proper, "finite bounds, low first", f"data.bounds.{feature}", (low, high), remedy)
+
+
+def _check_dp(dp: Dp) -> None:
+    rule = _Rules(PrivacyConfigError)
+    # The sampler draws the batches of a run without privacy too.
+    rate = dp.sampler.rate
+    rule(0 < rate <= 1, "a rate in (0, 1]", "dp.sampler.rate", rate, "0.2 takes a fifth of the rows a step.")
+    if not dp.enabled:
+        return
+    off = "dp.enabled=false trains without privacy, and the report says so."
+    rule(_positive(dp.epsilon), "a finite epsilon > 0", "dp.epsilon", dp.epsilon, f"1 to 8 is usual; {off}")
+    expected = "a delta in (0, 1), below one over each client's rows"
+    rule(0 < dp.delta < 1, expected, "dp.delta", dp.delta, "1e-5 suits ten thousand rows.")
+    clip = "It bounds the L2 norm of one sample's gradient; 0.1 to 10 is usual."
+    rule(_positive(dp.clip_norm), "a finite clip_norm > 0", "dp.clip_norm", dp.clip_norm, clip)
+
+
+def _check_masks(config: Config) -> None:
+    masks, number = config.masks, config.num_clients
+    rule = _Rules(MasksConfigError)
+    rule(2 <= masks.bits <= 32, "2 to 32 bits a value", "masks.bits", masks.bits, "The default is 16.")
+    if masks.bound != "adaptive":
+        remedy = "It is the largest absolute value of an update's entry."
+        rule(_positive(masks.bound), 'a finite bound > 0, or "adaptive"', "masks.bound", masks.bound, remedy)
+    off = "masks.enabled=false sends in clear, and the report says so."
+    pair = f"Of two, each learns the other's vector from the sum. Add clients; or {off}"
+    rule(number >= 3, "at least 3 clients with masks on", "data.clients", number, pair)
+    rule(masks.min_clients >= 3, "min_clients of at least 3", "masks.min_clients", masks.min_clients, pair)
+    fewest = min(number, masks.min_clients)
+    key = "masks.min_clients" if masks.min_clients < 5 else "data.clients"
+    remedy = (
+        "Few must collude to see one of 3 or 4. Add clients; or consent with masks.min_clients=3 and "
+        f"masks.allow_small=true; or {off}"
+    )
+    rule(fewest >= 5 or masks.allow_small, "at least 5 clients, or consent to fewer", key, fewest, remedy)
+    enough = number >= masks.min_clients
+    rule(enough, f"masks.min_clients = {masks.min_clients} clients", "data.clients", number, "Add some.")

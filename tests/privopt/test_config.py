@@ -1,0 +1,159 @@
+"""The configuration: what the template says is what runs, and every mistake is told with its remedy."""
+
+import tomllib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privopt import config
+from privopt.config import Config, ConfigError, MasksConfigError, PrivacyConfigError, load
+
+
+def test_the_template_loads_to_exactly_the_defaults(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text(config.template())
+    assert load(path) == Config() == load(None)
+
+
+def test_the_template_shows_every_key_that_has_a_value(tmp_path):
+    shown = tomllib.loads(config.template())
+    everything = msgspec.to_builtins(Config())
+    optional = {"path", "target", "classes", "bounds", "test", "home", "options"}
+
+    def missing(default, given):
+        for key, value in default.items():
+            if key in optional:
+                continue
+            if key not in given:
+                yield key
+            elif isinstance(value, dict) and value.keys() != {"steps", "epochs"}:
+                yield from missing(value, given[key])
+
+    assert list(missing(everything, shown)) == []
+
+
+def test_overrides_win_over_the_file_and_leave_the_rest(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('rounds = 7\n[dp]\nepsilon = 2\n[client]\noptimizer = {modules = ["adam"]}\n')
+    read = load(path, ["dp.epsilon=4", "masks.enabled=false", "client.optimizer.lrate=.5"])
+    assert (read.rounds, read.dp.epsilon, read.dp.delta) == (7, 4.0, Config().dp.delta)
+    assert read.client.optimizer.modules == ("adam",)
+    assert read.client.optimizer.lrate == 0.5
+    assert not read.masks.enabled
+
+
+def test_an_override_of_one_key_keeps_the_default_plug_ins():
+    read = load(None, ["client.optimizer.lrate=1"])
+    assert read.client.optimizer.modules == Config().client.optimizer.modules
+
+
+def test_epochs_on_top_replace_the_default_steps():
+    read = load(None, ["client.effort.epochs=2", "dp.sampler.rate=0.1"])
+    assert read.client.effort == config.Effort(epochs=2.0)
+    assert read.steps_per_round == 20
+
+
+def test_a_list_of_files_means_data_of_ones_own():
+    read = load(None, ['data.clients=["a.csv", "b.csv"]', "masks.enabled=false"])
+    assert (read.data.name, read.num_clients) == ("own", 2)
+
+
+def test_plug_ins_take_parameters():
+    read = load(None, ['client.optimizer.modules=[["l2-global-clipping", {max_norm = 1.0}], "adam"]'])
+    assert read.client.optimizer.modules == (("l2-global-clipping", {"max_norm": 1.0}), "adam")
+
+
+def test_free_form_tables_grow_key_by_key():
+    read = load(None, ["data.bounds.age=[0, 110]", "data.bounds.dose=[0, 5]"])
+    assert read.data.bounds == {"age": (0.0, 110.0), "dose": (0.0, 5.0)}
+
+
+@given(
+    st.builds(
+        Config,
+        seed=st.integers(0, 2**40),
+        rounds=st.integers(1, 10**6),
+        twin=st.booleans(),
+        model=st.builds(
+            config.Model, name=st.text(max_size=9), options=st.dictionaries(st.text(), st.integers())
+        ),
+        dp=st.builds(
+            config.Dp, enabled=st.booleans(), epsilon=st.floats(1e-3, 1e3), delta=st.floats(1e-12, 0.5)
+        ),
+        masks=st.builds(
+            config.Masks, bits=st.integers(2, 32), bound=st.just("adaptive") | st.floats(1e-3, 1e3)
+        ),
+        server=st.builds(config.Server, weighting=st.sampled_from(["uniform", "samples", "steps"])),
+    )
+)
+def test_json_round_trip_keeps_every_value(example):
+    assert config.from_json(config.to_json(example)) == example
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "says"),
+    [
+        ("epsilon=4", ConfigError, "Did you mean dp.epsilon"),
+        ("dp.epsilonn=4", ConfigError, "'dp.epsilonn' on the command line. Did you mean dp.epsilon"),
+        ("modle.name=mlp", ConfigError, "Did you mean model"),
+        ("rounds=x", ConfigError, "a whole number for rounds, got 'x' on the command line"),
+        ("rounds=1.5", ConfigError, "a whole number for rounds, got 1.5"),
+        ("rounds=0", ConfigError, "rounds = 0"),
+        ("dp=3", ConfigError, "a table for dp"),
+        ("dp.enabled=1", ConfigError, "true or false for dp.enabled, got 1"),
+        ("data.name=foo", ConfigError, '"digits" or "breast_cancer"'),
+        ("data.name=mnist", ConfigError, "data.path"),
+        ("data.name=own", ConfigError, "a file per client"),
+        ("client.optimizer.modules=adam", ConfigError, r'\["adam"\]'),
+        ("client.optimizer.modules=[adam]", ConfigError, "keep their quotes"),
+        ("client.effort={steps=3, epochs=2}", ConfigError, "one of steps and epochs"),
+        ("client.home=keys", ConfigError, "homes/{id}"),
+        ("client.optimizer.lrate=-1", ConfigError, "client.optimizer.lrate = -1"),
+        ("foo", ConfigError, "key=value, got 'foo'"),
+        ("dp.epsilon=0", PrivacyConfigError, "dp.epsilon = 0"),
+        ("dp.epsilon=-1", PrivacyConfigError, "dp.epsilon = -1"),
+        ("dp.epsilon=nan", PrivacyConfigError, "dp.epsilon = nan"),
+        ("dp.delta=1", PrivacyConfigError, "dp.delta = 1"),
+        ("dp.clip_norm=0", PrivacyConfigError, "dp.clip_norm = 0"),
+        ("dp.sampler.rate=2", PrivacyConfigError, "dp.sampler.rate = 2"),
+        ("data.clients=1", MasksConfigError, "data.clients = 1"),
+        ("data.clients=2", MasksConfigError, "data.clients = 2"),
+        ("data.clients=4", MasksConfigError, "masks.allow_small=true"),
+        ("masks.min_clients=9", MasksConfigError, "data.clients = 8"),
+        ("masks.bits=40", MasksConfigError, "masks.bits = 40"),
+        ("masks.bound=x", ConfigError, 'a number or "adaptive"'),
+    ],
+)
+def test_mistakes_are_named_with_key_value_and_remedy(override, error, says):
+    with pytest.raises(error, match=says) as caught:
+        load(None, [override])
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+
+
+def test_three_clients_are_accepted_with_consent_and_two_never():
+    consent = ["masks.min_clients=3", "masks.allow_small=true"]
+    assert load(None, ["data.clients=3", *consent]).num_clients == 3
+    with pytest.raises(MasksConfigError, match=r"data\.clients = 2"):
+        load(None, ["data.clients=2", *consent])
+
+
+def test_a_file_is_named_in_the_error_about_its_key(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text("[dp]\nepsilonn = 3\n")
+    with pytest.raises(ConfigError, match=r"'dp\.epsilonn' in .*my\.toml"):
+        load(path)
+    path.write_text("rounds = [\n")
+    with pytest.raises(ConfigError, match="syntax error"):
+        load(path)
+    with pytest.raises(ConfigError, match="privopt init"):
+        load(tmp_path / "absent.toml")
+
+
+def test_an_edited_config_json_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        config.from_json('{"rounds": "many"}')
+    with pytest.raises(ConfigError, match="rounds = 0"):
+        config.from_json('{"rounds": 0}')
