@@ -10,20 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EncodingError, SchemaError
 from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, PEAK_LEVELS, ZERO_WORD, Run, largest_weight, lay_out
-from .reductions import Adaptive, Averaged, Counted, MaskedReduction, Summed
+from .reductions import MIN_BOUND, Adaptive, Averaged, Counted, MaskedReduction, Summed
 from .schema import Schema
 
 Words: TypeAlias = NDArray[np.uint64]
-
-MIN_BOUND: Final = 2.0**-100
-"""Floor of an adaptive bound: small enough for any gradient, far from the subnormals."""
 
 
 class Rounding(Protocol):

@@ -44,6 +44,10 @@ class MessageError(SecAggError):
         self.sender = sender
 
 
+class PhaseError(SecAggError):
+    """A call that does not belong to the phase a state machine is in; nothing changes."""
+
+
 class RoundReused(SecAggError):  # noqa: N818  # it names what happened
     """A round that was already used once: its keys and masks must never be made again."""
 

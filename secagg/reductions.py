@@ -27,6 +27,8 @@ MAX_REAL_BITS: Final = 28
 """A real value times its scale plus a 24-bit random fraction must be exact in float64's 53 bits."""
 MAX_INTEGER_BITS: Final = 62
 """Integers are encoded and decoded in int64, sign and offset included."""
+MIN_BOUND: Final = 2.0**-100
+"""Bounds lie between this and its inverse: room for any gradient, far from what overflows a scale."""
 MAX_NAME: Final = 128
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]*")
 
@@ -373,6 +375,10 @@ def _verify_real(what: str, value: Any) -> None:
         raise SchemaError(f"Expected {what} to be a number, got {type(value).__name__}.")
     if not (math.isfinite(value) and value > 0):
         raise SchemaError(f"Expected {what} > 0 and finite, got {value}.")
+    if not MIN_BOUND <= value <= 1 / MIN_BOUND:
+        raise SchemaError(
+            f"Expected {what} in {MIN_BOUND}..{1 / MIN_BOUND}, got {value}. Rescale the values."
+        )
 
 
 def _verify_int(what: str, value: Any, low: int, high: int) -> None:

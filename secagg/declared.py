@@ -1,0 +1,120 @@
+"""Declared values: what clients state in clear, or as a hash, before a round's masked part opens.
+
+The context (the model that all loaded) and the `same` fields must be alike; `public` fields are published.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from .errors import EncodingError
+from .keys import hash_parts
+from .messages import MAX_DECLARED, Advert
+from .reductions import Declared, Public, Same
+from .schema import Schema
+
+
+def hash_context(session: bytes, round: int, context: bytes) -> bytes:
+    """Hash of the application bytes that all must hold alike, different in every round."""
+    return hash_parts("context", session, round.to_bytes(8, "little"), context)
+
+
+def hash_same(session: bytes, round: int, field: str, value: Declared) -> bytes:
+    """Hash of a `same` field's value; 1, 1.0 and True are different values."""
+    encoded = msgspec.msgpack.encode([type(value).__name__, value])
+    return hash_parts("same", session, round.to_bytes(8, "little"), field.encode(), encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one client states in its advert.
+
+    Attributes:
+        context: Hash of its context.
+        same: Hashes of its `same` values, by field.
+        public: Its `public` values, by field.
+    """
+
+    context: bytes
+    same: dict[str, bytes]
+    public: dict[str, Declared]
+
+    @classmethod
+    def made(
+        cls, schema: Schema, session: bytes, round: int, context: bytes, declared: Mapping[str, Declared]
+    ) -> Statement:
+        """State `context` and the declared values; raises EncodingError if they are not those of `schema`."""
+        wanted = schema.declared
+        if set(declared) != set(wanted):
+            raise EncodingError(
+                f"Expected declared= values of the same() and public() fields {sorted(wanted)}, got "
+                f"{sorted(map(str, declared))}."
+            )
+        for field, value in declared.items():
+            _verify_declared(field, value)
+        return cls(
+            hash_context(session, round, bytes(context)),
+            {f: hash_same(session, round, f, declared[f]) for f in wanted if isinstance(wanted[f], Same)},
+            {f: declared[f] for f in wanted if isinstance(wanted[f], Public)},
+        )
+
+    @classmethod
+    def of(cls, advert: Advert) -> Statement:
+        """The statement of an advert that came."""
+        return cls(advert.context, advert.same, {**advert.public, **advert.public_bytes})
+
+    def fits(self, schema: Schema) -> bool:
+        """Whether it states exactly the declared fields of `schema`."""
+        wanted = schema.declared
+        same = {field for field, reduction in wanted.items() if isinstance(reduction, Same)}
+        return set(self.same) == same and set(self.public) == set(wanted) - same
+
+    def hashes(self) -> dict[str, bytes]:
+        """What must be alike, by what an error calls it."""
+        return {"the context": self.context} | {f"field {field!r}": h for field, h in self.same.items()}
+
+    def split_public(self) -> tuple[dict[str, str | int | float | bool], dict[str, bytes]]:
+        """Public values as an advert carries them: bytes apart from the rest."""
+        plain = {field: value for field, value in self.public.items() if not isinstance(value, bytes)}
+        return plain, {field: value for field, value in self.public.items() if isinstance(value, bytes)}
+
+
+def differing(statements: Mapping[str, Statement], mine: Statement | None = None) -> dict[str, set[str]]:
+    """Who differs, by what: ``{"field 'model'": {"c3"}}``; empty if all agree. All must fit one schema.
+
+    Everybody who differs from `mine`. Without it, everybody outside the largest group of equals; where two
+    groups are equally large nobody can tell who is right, and all are named.
+    """
+    hashed = {client: statement.hashes() for client, statement in statements.items()}
+    found: dict[str, set[str]] = {}
+    for subject in next(iter(hashed.values()), {}):
+        hashes = {client: by_subject[subject] for client, by_subject in hashed.items()}
+        right = _most_common(hashes.values()) if mine is None else mine.hashes()[subject]
+        if wrong := {client for client, value in hashes.items() if value != right}:
+            found[subject] = wrong
+    return found
+
+
+def _most_common(hashes: Iterable[bytes]) -> bytes | None:
+    ranked = Counter(hashes).most_common(2)
+    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    return None if tied else ranked[0][0]
+
+
+def _verify_declared(field: str, value: object) -> None:
+    if not isinstance(value, (str, int, float, bool, bytes)):
+        raise EncodingError(
+            f"Field {field!r}: expected a declared str, int, float, bool or bytes, got "
+            f"{type(value).__name__}."
+        )
+    if isinstance(value, (str, bytes)) and len(value) > MAX_DECLARED:
+        raise EncodingError(
+            f"Field {field!r}: expected at most {MAX_DECLARED} characters or bytes, got {len(value)}. "
+            "Declare its hash, or hand it to context=."
+        )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise EncodingError(f"Field {field!r}: expected an integer of 64 bits, got a larger one.")

@@ -1,0 +1,333 @@
+"""Keys: long-lived identities that sign, a pinned roster, and one round's ephemeral keys that derive masks.
+
+Nothing is trusted on first use: a party knows the others' public keys before the first message. Secrets have
+no repr, refuse to be pickled or copied, and never enter an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from .errors import IdentityError
+
+PROTOCOL: Final = b"secagg/1"
+KEY_BYTES: Final = 32
+MAX_ID: Final = 128
+
+
+def length_prefixed(*parts: bytes) -> bytes:
+    """Join byte strings so that no two different lists give the same bytes."""
+    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def hash_parts(purpose: str, *parts: bytes) -> bytes:
+    """SHA-256 of length-prefixed parts, separated by protocol and purpose."""
+    return hashlib.sha256(length_prefixed(PROTOCOL, purpose.encode(), *parts)).digest()
+
+
+def hkdf(secret: bytes, info: bytes, length: int, salt: bytes | None = None) -> bytes:
+    """HKDF-SHA256 (RFC 5869)."""
+    return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
+
+
+def verify_id(what: str, name: Any) -> None:
+    """Raise IdentityError unless `name` can identify a participant."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_ID or not name.isprintable():
+        raise IdentityError(f"Expected {what} to be 1..{MAX_ID} printable characters, got {name!r}.")
+
+
+class Secret:
+    """Base of objects that hold secrets: no pickle, no copy, and a repr that says only what they are."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: secret>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds secrets and cannot be pickled or copied.")
+
+
+class Identity(Secret):
+    """A participant's Ed25519 key pair and its name.
+
+    Guarantees:
+        - The private key leaves only through `save`, into a file that its owner alone can read.
+        - The repr shows the name and the fingerprint of the public key; pickling and copying raise TypeError.
+
+    Example:
+        >>> identity = Identity.generate("clinic-0")
+        >>> verify_signature(identity.public_key, identity.sign(b"data"), b"data")
+        True
+    """
+
+    __slots__ = ("_private", "name", "public_key")
+
+    def __init__(self, name: str, private_bytes: bytes) -> None:
+        verify_id("an identity's name", name)
+        if len(private_bytes) != KEY_BYTES:
+            raise IdentityError(f"Expected a private key of {KEY_BYTES} bytes, got {len(private_bytes)}.")
+        self._private = Ed25519PrivateKey.from_private_bytes(private_bytes)
+        self.name = name
+        self.public_key: bytes = self._private.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls, name: str) -> Identity:
+        """A fresh identity from the operating system's randomness."""
+        return cls(name, secrets.token_bytes(KEY_BYTES))
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the public key's SHA-256, to compare by eye."""
+        return hashlib.sha256(self.public_key).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Identity({self.name!r}, fingerprint={self.fingerprint})"
+
+    def sign(self, data: bytes) -> bytes:
+        """Ed25519 signature of `data` (RFC 8032), 64 bytes."""
+        return self._private.sign(data)
+
+    def save(self, path: str | Path) -> None:
+        """Write the identity to a new file that only its owner can read, durably and all at once.
+
+        Args:
+            path: File to create; an existing one is never overwritten.
+
+        Raises:
+            IdentityError: If the file exists.
+            OSError: If it cannot be written.
+        """
+        path = Path(path)
+        secret = self._private.private_bytes_raw().hex()
+        text = json.dumps({"format": 1, "name": self.name, "private_key": secret}) + "\n"
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # A link, unlike a rename, fails where a key already lies.
+            path.hardlink_to(temporary)
+        except FileExistsError as error:
+            raise IdentityError(
+                f"Expected a new file for the key of {self.name!r}, found one at {path}. Load it, or move "
+                "it away."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Identity:
+        """Read an identity that `save` wrote.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            The identity.
+
+        Raises:
+            IdentityError: If others can read the file, or it holds no identity.
+            OSError: If it cannot be read.
+        """
+        path = Path(path)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if os.name == "posix" and mode & 0o077:
+            raise IdentityError(
+                f"Expected {path} to be readable by its owner only, got mode {mode:04o}. chmod 600."
+            )
+        try:
+            stored = json.loads(path.read_text("utf-8"))
+            name, secret = stored["name"], bytes.fromhex(stored["private_key"])
+        except (ValueError, TypeError, KeyError):
+            # Not chained: the cause would quote the file, and the file holds a key.
+            raise IdentityError(
+                f"Expected a key file written by Identity.save, got something else in {path}."
+            ) from None
+        return cls(name, secret)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new directory entry durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify_signature(public_key: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` is valid (Ed25519); for callers that turn False into their one refusal."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The public keys that a participant has pinned: one server, and every client by its id.
+
+    Args:
+        server: Ed25519 public key of the server, 32 bytes.
+        clients: Ed25519 public keys by client id, 32 bytes each, all different.
+
+    Raises:
+        IdentityError: If an id or a key is bad, or one key stands twice (one party under two names).
+
+    Example:
+        >>> server, client = Identity.generate("server"), Identity.generate("c0")
+        >>> Roster(server.public_key, {"c0": client.public_key})
+        Roster(1 clients)
+    """
+
+    server: bytes
+    clients: Mapping[str, bytes]
+
+    def __post_init__(self) -> None:
+        """Verify ids and keys, and freeze them in the order of ids."""
+        for name in self.clients:
+            verify_id("a client id", name)
+        owners: dict[bytes, str] = {}
+        for name, key in [("the server", self.server), *sorted(self.clients.items())]:
+            if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+                raise IdentityError(f"Expected the public key of {name!r} as {KEY_BYTES} bytes.")
+            if key in owners:
+                raise IdentityError(
+                    f"Expected different keys, got the key of {owners[key]!r} again for {name!r}: "
+                    "one party would count twice."
+                )
+            owners[key] = name
+        object.__setattr__(self, "clients", MappingProxyType(dict(sorted(self.clients.items()))))
+
+    def __repr__(self) -> str:
+        return f"Roster({len(self.clients)} clients)"
+
+    def __hash__(self) -> int:
+        return hash((self.server, tuple(self.clients.items())))
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` is its inverse."""
+        clients = {name: key.hex() for name, key in self.clients.items()}
+        return json.dumps({"format": 1, "server": self.server.hex(), "clients": clients}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Roster:
+        """Inverse of `to_json`; raises IdentityError for anything else."""
+        try:
+            stored = json.loads(text)
+            server = bytes.fromhex(stored["server"])
+            clients = {name: bytes.fromhex(key) for name, key in stored["clients"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise IdentityError("Expected a roster written by Roster.to_json, got something else.") from error
+        return cls(server, clients)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file."""
+        Path(path).write_text(self.to_json(), "utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Roster:
+        """Read a file that `save` wrote."""
+        return cls.from_json(Path(path).read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What every key of a round is bound to: a key derived under one binding is useless under another.
+
+    Attributes:
+        session: 16 random bytes that the server drew for a run.
+        round: Number of the round in the session.
+        roster: Hash of the offer and of all signed adverts.
+        context: Hash of the application bytes that all hold alike (the model).
+        config: Digest of the round's schema.
+    """
+
+    session: bytes
+    round: int
+    roster: bytes
+    context: bytes
+    config: bytes
+
+    def info(self, purpose: str, names: tuple[str, str], publics: tuple[bytes, bytes]) -> bytes:
+        """HKDF info: version, purpose, round, both parties in the order given, roster, context, config."""
+        return length_prefixed(
+            PROTOCOL,
+            purpose.encode(),
+            self.session,
+            self.round.to_bytes(8, "little"),
+            *(name.encode() for name in names),
+            *publics,
+            self.roster,
+            self.context,
+            self.config,
+        )
+
+
+class RoundKey(Secret):
+    """One client's ephemeral X25519 key for one round; from it and a peer's public key come pair secrets.
+
+    Guarantees:
+        - Both sides of a pair derive the same key, and under any other binding another one.
+        - A peer's key that would give a predictable secret (low order) is refused.
+    """
+
+    __slots__ = ("_private", "public")
+
+    def __init__(self) -> None:
+        self._private = X25519PrivateKey.generate()
+        self.public: bytes = self._private.public_key().public_bytes_raw()
+
+    def pair_key(self, name: str, peer: str, peer_public: bytes, binding: Binding, length: int) -> bytes:
+        """Key of the mask that `name` (this client) and `peer` share, the same on both sides.
+
+        Args:
+            name: Id of this client.
+            peer: Id of the other.
+            peer_public: The other's ephemeral public key, 32 bytes.
+            binding: The round.
+            length: Bytes wanted.
+
+        Returns:
+            The key, secret.
+
+        Raises:
+            IdentityError: If `peer_public` gives no usable secret.
+        """
+        shared = exchange(self._private, peer_public)
+        # Sorted by id, so that both sides derive the same.
+        (first, first_public), (second, second_public) = sorted([(name, self.public), (peer, peer_public)])
+        info = binding.info("pair mask", (first, second), (first_public, second_public))
+        return hkdf(shared, info, length)
+
+
+def exchange(private: X25519PrivateKey, public: bytes) -> bytes:
+    """X25519 (RFC 7748); raises IdentityError where the secret would be all zeros."""
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise IdentityError("The peer's ephemeral key has low order and gives no secret.") from None
+
+
+def verify_ephemeral(public: bytes) -> None:
+    """Raise IdentityError for an ephemeral public key of low order, without holding a key of the round."""
+    exchange(X25519PrivateKey.generate(), public)
