@@ -31,10 +31,10 @@ _KIND, _SIGNATURE, _LENGTH, _HEADER = 4, 5, 69, 73
 MAX_ADVERT_BYTES: Final = 2**16
 MAX_OFFER_BYTES: Final = MAX_SCHEMA_BYTES + 2**12
 MAX_DECLARED: Final = 2**12
-_MAX_ROUND: Final = 2**53
+MAX_ROUND: Final = 2**53
 
 Session: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Round: TypeAlias = Annotated[int, Meta(ge=0, lt=_MAX_ROUND)]
+Round: TypeAlias = Annotated[int, Meta(ge=0, lt=MAX_ROUND)]
 Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
 Hash: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Key: TypeAlias = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]

@@ -1,6 +1,7 @@
-"""Declared values: what clients state in clear, or as a hash, before a round's masked part opens.
+"""Cohort: what the clients of a round state in their adverts, and whether they are of one mind.
 
-The context (the model that all loaded) and the `same` fields must be alike; `public` fields are published.
+Before the masked part of a round opens, each client states values in clear or as a hash. The context (the
+model that all loaded) and the `same` fields must be alike; `public` fields are published.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .errors import EncodingError
+from .errors import EncodingError, RoundAborted
 from .keys import hash_parts
-from .messages import MAX_DECLARED, Advert
+from .messages import MAX_DECLARED, Advert, Opened
 from .reductions import Declared, Public, Same
 from .schema import Schema
 
@@ -97,6 +98,36 @@ def differing(statements: Mapping[str, Statement], mine: Statement | None = None
         if wrong := {client for client, value in hashes.items() if value != right}:
             found[subject] = wrong
     return found
+
+
+def adverts_of(opened: Mapping[str, Opened]) -> dict[str, Advert]:
+    """The adverts of verified messages, by client."""
+    return {name: one.message for name, one in opened.items() if isinstance(one.message, Advert)}
+
+
+def hash_roster(offer: bytes, opened: Mapping[str, Opened]) -> bytes:
+    """Hash of the offer and of every signed advert, by id: what all later stages are bound to."""
+    return hash_parts("roster", offer, *(opened[name].digest for name in sorted(opened)))
+
+
+def verify_alike(
+    number: int, schema: Schema, adverts: Mapping[str, Advert], mine: Statement | None = None
+) -> None:
+    """Raise RoundAborted, naming clients, unless all state the same and no two share an ephemeral key."""
+    statements = {name: Statement.of(advert) for name, advert in adverts.items()}
+    if unfit := [name for name, statement in statements.items() if not statement.fits(schema)]:
+        raise RoundAborted(f"Round {number}: {unfit} did not declare the fields of the schema.", unfit)
+    if found := differing(statements, mine):
+        details = "; ".join(f"{subject}: {sorted(clients)}" for subject, clients in found.items())
+        raise RoundAborted(
+            f"Round {number}: clients differ where all must be alike ({details}). Nothing was sent; bring "
+            "them to one state and open the next round.",
+            set().union(*found.values()),
+        )
+    owners: dict[bytes, str] = {}
+    for name, advert in adverts.items():
+        if (other := owners.setdefault(advert.mask_key, name)) != name:
+            raise RoundAborted(f"Round {number}: {other!r} and {name!r} share one key.", [other, name])
 
 
 def _most_common(hashes: Iterable[bytes]) -> bytes | None:
