@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 import numpy as np
 
 from secagg import averaged, counted, local, public, same, summed
-from secagg.fields import Counted, Local, MaskedReduction, Public, Reduction, Same, verify_reduction
+from secagg.reductions import Counted, Local, MaskedReduction, Public, Reduction, Same, verify_reduction
 
 from .layout import Layout
 from .plugin import Registry

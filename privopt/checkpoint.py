@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ __all__ = ["dump_state", "load_state", "read_state", "write_atomic", "write_stat
 
 _FORMAT = "privopt-state-1"
 _KEY = "privopt"
+_UNREADABLE = (
+    safetensors.SafetensorError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)
 
 
 def dump_state(state: Mapping[str, Any]) -> bytes:
@@ -47,10 +57,8 @@ def dump_state(state: Mapping[str, Any]) -> bytes:
 
 def _encode(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, Vector):
-        if value.layout.size == 0 or value.layout.blocks:
-            numpy = value.to_numpy()
-            for name, array in numpy.coefs.items():
-                tensors[f"{path}:{name}"] = _storable(array)
+        for name, array in value.to_numpy().coefs.items():
+            tensors[f"{path}:{name}"] = _storable(array)
         return {"$vector": value.layout.to_json()}
     if isinstance(value, np.ndarray):
         tensors[path] = _storable(value)
@@ -61,7 +69,7 @@ def _encode(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> 
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
                 raise TypeError(f"Expected string keys without a leading '$' in a state, got {key!r} at {path!r}.")
-        return {key: _encode(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {key: _encode(item, _below(path, key), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
     raise TypeError(
@@ -70,11 +78,16 @@ def _encode(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> 
     )
 
 
+def _below(path: str, key: str) -> str:
+    # Quoted, so that no key can look like a path and share a tensor's name with another.
+    return f"{path}/{urllib.parse.quote(key, safe='')}"
+
+
 def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
     # safetensors has no complex numbers: pairs of reals, told apart by the layout's dtype.
     if array.dtype.kind == "c":
-        array = array.view(array.real.dtype).reshape(*array.shape, 2)
+        array = np.stack([array.real, array.imag], axis=-1)
     return array
 
 
@@ -91,7 +104,7 @@ def load_state(data: bytes) -> dict[str, Any]:
         if found["format"] != _FORMAT:
             raise ValueError(f"format {found['format']!r}")
         state: dict[str, Any] = _decode(found["tree"], "", tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"Expected a state in the format {_FORMAT}, got bytes that are none ({error}).") from error
     return state
 
@@ -112,7 +125,7 @@ def _decode(tree: Any, path: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -
             return _vector(Layout.from_json(tree["$vector"]), path, tensors)
         if "$array" in tree:
             return _restored(tensors[path], tree["$array"])
-        return {key: _decode(item, f"{path}/{key}", tensors) for key, item in tree.items()}
+        return {key: _decode(item, _below(path, key), tensors) for key, item in tree.items()}
     if isinstance(tree, list):
         return [_decode(item, f"{path}/{i}", tensors) for i, item in enumerate(tree)]
     return tree
@@ -120,7 +133,9 @@ def _decode(tree: Any, path: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -
 
 def _restored(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     if dtype.startswith("complex"):
-        return np.ascontiguousarray(array).view(dtype)[..., 0]
+        joined = np.empty(array.shape[:-1], dtype)
+        joined.real, joined.imag = array[..., 0], array[..., 1]
+        return joined
     return array
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from secagg.fields import Reduction
+from secagg.reductions import Averaged, Reduction
 
 from .auxvar import AuxVar
 from .layout import Layout
@@ -183,7 +184,7 @@ class Optimizer:
     def aux_reductions(self, layout: Layout) -> dict[str, Reduction]:
         """How each sent field sums, as ``{"aux_name.field": reduction}``, for a model's layout."""
         return {
-            f"{name}.{field}": reduction
+            f"{name}.{field}": _scoped(reduction, name)
             for name, cls in self.aux_vars().items()
             for field, reduction in cls.reductions(layout).items()
         }
@@ -252,6 +253,13 @@ class Optimizer:
         keyed += [(f"regularizers.{i}.{p.name}", p) for i, p in enumerate(self.regularizers)]
         keyed += [(f"modules.{i}.{p.name}", p) for i, p in enumerate(self.modules)]
         return keyed
+
+
+def _scoped(reduction: Reduction, aux_name: str) -> Reduction:
+    """The reduction as it stands in a round's schema, where its weight is named in full."""
+    if isinstance(reduction, Averaged) and reduction.weight is not None:
+        return dataclasses.replace(reduction, weight=f"{aux_name}.{reduction.weight}")
+    return reduction
 
 
 def _rate(name: str, value: object) -> float:

@@ -287,11 +287,11 @@ class Vector:
             return other.buffers
         if isinstance(other, PerTensor):
             return tuple(self._spread(other, i) for i in range(len(self.buffers)))
+        if isinstance(other, np.number):
+            # A numpy scalar (np.float64 is a float too) has a dtype that would promote float32 to float64.
+            other = other.item()
         if isinstance(other, bool | int | float):
             return (other,) * len(self.buffers)
-        if isinstance(other, np.number) and not isinstance(other, np.complexfloating):
-            # A numpy scalar carries a dtype that would promote float32 to float64.
-            return (other.item(),) * len(self.buffers)
         return None
 
     def _spread(self, per_tensor: PerTensor, block: int) -> Array:

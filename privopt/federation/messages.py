@@ -27,6 +27,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
         weights: The model, as `privopt.checkpoint.dump_state` encodes ``{"weights": Vector}``.
         aux: The server's auxiliary variables by aux_name, encoded likewise.
         accepted: For each client, the last round whose result includes what it sent (0: none).
+        recorded: For each client, the newest ledger record that the server knows of (0: none).
         offer: The masked round's offer; None where values travel in clear.
     """
 
@@ -36,6 +37,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
     weights: Blob
     aux: Blob
     accepted: dict[Name, Count]
+    recorded: dict[Name, Count]
     offer: Blob | None
 
     def context(self) -> bytes:

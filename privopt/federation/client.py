@@ -1,0 +1,260 @@
+"""A data holder in a run: bytes in, bytes out; its samples, keys and ledger stay here: floor 6."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import dp
+import secagg
+
+from ..auxvar import AUX_VARS, AuxVar
+from ..checkpoint import dump_state, load_state
+from ..optimizer import Optimizer
+from ..vector import Vector
+from .home import Home
+from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, decode, encode
+from .privacy import Privacy
+from .problem import Problem
+from .schema import round_schema
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Trains on its own samples and sends what the round's schema declares, masked or in clear.
+
+    One message at a time goes through `handle`. A round is a transaction: the optimizer's state
+    before and after it is on disk before anything is sent, and which of the two counts is known from what
+    the server says it accepted. So a round that failed, or a process that was killed, leaves the optimizer
+    where the last accepted round left it, while the ledger keeps what was spent.
+
+    Args:
+        client_id: Id in the roster.
+        home: The client's own folder.
+        problem: Its model and samples.
+        optimizer: Its optimizer, with the client's half of paired modules.
+        run: Id of the run.
+        seed: Public seed of batches (without DP) and of the encoder's rounding.
+        sample_rate: Share of the samples in an expected batch.
+        privacy: Local DP; None trains without.
+        masks: Policy of the masked rounds; None where values travel in clear.
+        roster: Pinned public keys; needed with masks.
+        disclose: Names of un-noised metrics that may leave (``"loss"``).
+        weighting: ``"uniform"``, ``"samples"`` or ``"steps"``: what the update is weighed by.
+        bits: Precision of one value of the update, under masks.
+        bound: Bound on an entry of the update, or the text ``"adaptive"``.
+    """
+
+    def __init__(
+        self,
+        client_id: str,
+        *,
+        home: Home,
+        problem: Problem,
+        optimizer: Optimizer,
+        run: str,
+        seed: int = 0,
+        sample_rate: float = 1.0,
+        privacy: Privacy | None = None,
+        masks: secagg.Policy | None = None,
+        roster: secagg.Roster | None = None,
+        disclose: tuple[str, ...] = (),
+        weighting: str = "uniform",
+        bits: int = 16,
+        bound: float | str = "adaptive",
+    ) -> None:
+        if masks is not None and roster is None:
+            raise ValueError("Expected a roster of pinned keys together with masks, got none.")
+        raw = [m.name for m in optimizer.modules if m.needs_raw_gradients]
+        if privacy is not None and raw:
+            raise ValueError(f"Expected modules that take noised gradients in a private run, got {raw}.")
+        self.id = client_id
+        self.home = home
+        self.problem = problem
+        self.optimizer = optimizer
+        self.run = run
+        self.privacy = privacy
+        self.schema = round_schema(
+            optimizer,
+            problem.weights.layout,
+            weighting=weighting,
+            bits=bits,
+            bound=bound,
+            loss=privacy is None or "loss" in disclose,
+        )
+        self.weighting = weighting
+        self._seed = seed
+        self._sample_rate = sample_rate
+        self._masks = masks
+        self._roster = roster
+        self._secure: secagg.Client | None = None
+        self._values: dict[str, Any] | None = None
+        self._round = 0
+        self._pending: dict[str, Any] | None = None
+        self._base: dict[str, Any] = optimizer.get_state()
+        kept = home.read_state(run)
+        if kept is not None:
+            self._round, self._base, self._pending = kept["round"], kept["base"], kept["pending"]
+
+    def __repr__(self) -> str:
+        return f"Client({self.id!r}, run={self.run!r}, round={self._round})"
+
+    def handle(self, data: bytes) -> bytes | None:
+        """Take one message of the server and answer it.
+
+        Returns:
+            The answer, or None where there is none.
+
+        Raises:
+            ValueError: If the bytes are no message that this client expects now; nothing changes.
+        """
+        message = decode(data)
+        if isinstance(message, Begin):
+            return self._begin(message)
+        if isinstance(message, Roster):
+            return self._submit(message)
+        raise ValueError(f"Expected a message for a client, got {type(message).__name__.lower()!r}.")
+
+    # ---- a round ----------------------------------------------------------------------------------------
+
+    def _begin(self, message: Begin) -> bytes:
+        if message.run != self.run:
+            raise ValueError(f"Expected a round of run {self.run!r}, got one of {message.run!r}.")
+        if message.round < self._round:
+            raise ValueError(f"Expected a round after {self._round}, got {message.round}.")
+        if (self._masks is None) != (message.offer is None):
+            given = "no offer of masks" if message.offer is None else "an offer of masks"
+            raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
+        weights = load_state(message.weights)["weights"]
+        if not isinstance(weights, Vector):
+            raise ValueError("Expected the model's weights in a round's first message, got something else.")
+        aux = _read_aux(load_state(message.aux))
+        self._settle(message.accepted.get(self.id, 0))
+        self._secure = self._values = None
+        try:
+            values, releases = self._train(message, weights, aux)
+        except dp.PrivacyBudgetExceeded:
+            return self._stopped(message.round, "budget", [])
+        if message.offer is None:
+            return encode(Clear(self.id, message.round, dump_state(values), releases, self._epsilon()))
+        return self._advertise(message, values, releases)
+
+    def _settle(self, accepted: int) -> None:
+        """Put the optimizer where the last round that counted left it."""
+        took = self._pending is not None and accepted == self._round
+        self.optimizer.set_state(self._pending if took and self._pending is not None else self._base)
+        self.optimizer.end_round(took)
+        self._base, self._pending = self.optimizer.get_state(), None
+
+    def _train(
+        self, message: Begin, weights: Vector, aux: Mapping[str, AuxVar]
+    ) -> tuple[dict[str, Any], list[Release]]:
+        problem, optimizer = self.problem, self.optimizer
+        problem.weights.assign(weights)
+        start = problem.weights.copy()
+        like = problem.weights
+        optimizer.process_aux_var({name: _placed(value, like) for name, value in aux.items()})
+        optimizer.start_round()
+        releases: list[Release] = []
+        losses: list[float] = []
+        if self.privacy is None:
+            batches = np.random.Generator(np.random.Philox(key=self._key("batches", message.round)))
+            for _ in range(message.steps):
+                gradient, loss = problem.gradient(self._batch(batches))
+                losses.append(loss)
+                optimizer.step(gradient, problem.weights)
+        else:
+            release, draw, reservation = self.privacy.draws(message.steps)
+            releases.append(release)
+            for step in range(message.steps):
+                optimizer.step(problem.noised_gradient(draw(step)), problem.weights)
+            self.privacy.ledger.commit(reservation)
+        values: dict[str, Any] = {"update": (problem.weights - start).flatten()}
+        values["weight"] = {"uniform": 1, "samples": problem.num_samples, "steps": message.steps}[self.weighting]
+        if "metrics.loss" in self.schema:
+            values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
+        for name, collected in optimizer.collect_aux_var().items():
+            values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
+        # Before anything is sent: whoever restarts this client must be able to tell both outcomes apart.
+        self._round, self._pending = message.round, optimizer.get_state()
+        self.home.write_state(
+            self.run, {"round": self._round, "base": self._base, "pending": self._pending}
+        )
+        return values, releases
+
+    def _batch(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        included = generator.random(self.problem.num_samples) < self._sample_rate
+        return np.flatnonzero(included).astype(np.int64)
+
+    def _advertise(self, message: Begin, values: dict[str, Any], releases: list[Release]) -> bytes:
+        assert self._masks is not None  # noqa: S101 - established in _begin and __init__
+        assert self._roster is not None  # noqa: S101
+        assert message.offer is not None  # noqa: S101
+        self._secure = secagg.Client(
+            self.home.identity(),
+            self._roster,
+            self.schema,
+            policy=self._masks,
+            register=self.home.register(),
+            rounding=self._rounding,
+        )
+        declared = {name: values.pop(name) for name in self.schema.declared if name in values}
+        try:
+            advert = self._secure.receive(message.offer, context=message.context(), declared=declared)
+        except (secagg.PolicyError, secagg.SchemaError):
+            self._secure = None
+            return self._stopped(message.round, "refused", releases)
+        assert advert is not None  # noqa: S101 - an offer is answered
+        self._values = values
+        return encode(Ready(self.id, message.round, advert, releases, self._epsilon()))
+
+    def _submit(self, message: Roster) -> bytes:
+        if self._secure is None or self._values is None or message.round != self._round:
+            raise ValueError(f"Expected no roster of round {message.round} now: no advert of it stands.")
+        secure, values = self._secure, self._values
+        secure.receive(message.roster)
+        self._secure = self._values = None
+        return encode(Submit(self.id, message.round, secure.submit(values)))
+
+    def _stopped(self, number: int, reason: str, releases: list[Release]) -> bytes:
+        return encode(Stopped(self.id, number, reason, releases, self._epsilon()))
+
+    def _epsilon(self) -> float | None:
+        if self.privacy is None:
+            return None
+        spent = self.privacy.spent()
+        return spent if math.isfinite(spent) else None
+
+    # ---- replayable, public randomness: nothing private rests on it ---------------------------------------
+
+    def _key(self, purpose: str, number: int) -> int:
+        text = f"{self._seed}/{self.id}/{purpose}/{number}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
+
+    def _rounding(self, session: bytes, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self._key("rounding", number)))
+
+
+def _read_aux(state: Mapping[str, Any]) -> dict[str, AuxVar]:
+    """The server's auxiliary variables: a class is looked up by its declared name, nothing is imported."""
+    found = {}
+    for name, (kind, fields) in state.items():
+        cls: type[AuxVar] = AUX_VARS.find(kind)
+        found[name] = cls(**fields)
+    return found
+
+
+def _placed(aux_var: AuxVar, like: Vector) -> AuxVar:
+    """The same with every Vector where the model's weights are."""
+    for name, value in vars(aux_var).items():
+        if isinstance(value, Vector):
+            setattr(aux_var, name, value.to(like))
+    return aux_var
+
+

@@ -1,0 +1,105 @@
+"""What a client trains: a model bound to one flat buffer, and the data that never leaves: floor 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..vector import Vector
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Problem", "TorchProblem"]
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+class Problem(Protocol):
+    """A loss over a client's samples, as a function of weights."""
+
+    @property
+    def weights(self) -> Vector:
+        """The model's parameters; assigning into them changes the model."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of the client, declared public."""
+
+    def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
+        """Gradient and value of the mean loss over the given samples, at the current weights."""
+
+    def noised_gradient(self, draw: Mapping[str, npt.NDArray[Any]]) -> Vector:
+        """A private gradient, computed elsewhere as arrays by name, as a Vector like the weights."""
+
+
+class TorchProblem:
+    """A torch classifier and its samples.
+
+    The parameters become views of one buffer, so a step on `weights` moves the model.
+
+    Args:
+        model: Maps inputs to class scores; its state must be its parameters alone.
+        x: Inputs, shape ``(n, ...)``.
+        y: Classes, shape ``(n,)``.
+
+    Raises:
+        ValueError: If the model has buffers (running statistics are not summed under masks) or no
+            trainable parameter, or if x and y differ in length.
+    """
+
+    def __init__(self, model: torch.nn.Module, x: Features, y: Labels) -> None:
+        import torch
+
+        if len(x) != len(y):
+            raise ValueError(f"Expected as many inputs as labels, got {len(x)} and {len(y)}.")
+        buffers = [name for name, _ in model.named_buffers()]
+        if buffers:
+            raise ValueError(
+                f"Expected a model whose state is its parameters, got the buffers {buffers}. Layers with running "
+                "statistics (BatchNorm) mix samples: replace them by GroupNorm or LayerNorm."
+            )
+        self.model = model
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not self._parameters:
+            raise ValueError("Expected a model with trainable parameters, got none.")
+        self.weights = Vector.build(self._parameters)
+        for name, view in self.weights.coefs.items():
+            self._parameters[name].data = view
+        self.x = torch.from_numpy(np.ascontiguousarray(x))
+        self.y = torch.from_numpy(np.ascontiguousarray(y))
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self.y)
+
+    def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
+        """Gradient and value of the mean cross-entropy; zeros for no samples."""
+        import torch
+
+        if len(indices) == 0:
+            return self.weights.full_like(0.0), 0.0
+        chosen = torch.from_numpy(indices)
+        loss = torch.nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+        grads = torch.autograd.grad(loss, list(self._parameters.values()))
+        return Vector.build(dict(zip(self._parameters, grads, strict=True))), loss.item()
+
+    def noised_gradient(self, draw: Mapping[str, npt.NDArray[Any]]) -> Vector:
+        """The arrays of `dp.PrivateGradient.draw` in the order, dtype and place of the weights."""
+        ordered = {name: draw[name] for name in self.weights.layout.names}
+        return Vector.build(ordered).to(self.weights)
+
+    def evaluate(self, x: Features, y: Labels) -> tuple[float, float]:
+        """Accuracy and mean loss on public samples."""
+        import torch
+
+        with torch.no_grad():
+            scores = self.model(torch.from_numpy(np.ascontiguousarray(x)))
+            target = torch.from_numpy(np.ascontiguousarray(y))
+            loss = torch.nn.functional.cross_entropy(scores, target)
+            return (scores.argmax(1) == target).double().mean().item(), loss.item()

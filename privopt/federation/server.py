@@ -1,0 +1,314 @@
+"""The server of a run: hands out the model, takes one sum a round, steps on it: floor 6.
+
+With masks on, all that it ever holds of a client is an advert, a masked vector and what the
+client's ledger says it released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import secagg
+
+from ..auxvar import AuxVar
+from ..checkpoint import dump_state, load_state
+from ..optimizer import Optimizer
+from ..vector import Vector
+from .messages import Begin, Clear, Ready, Roster, Stopped, Submit, decode, encode
+from .schema import round_schema
+
+__all__ = ["ClientReport", "RoundReport", "Server"]
+
+
+@dataclass
+class ClientReport:
+    """What a round's record says of one client.
+
+    Attributes:
+        status: ``"ok"`` (took part), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is
+            weaker than its policy), ``"failed"`` (no answer, or a bad one).
+        epsilon: What its ledger says this run has spent; None without DP.
+        releases: What it has released and the server had not recorded yet.
+    """
+
+    status: str = "failed"
+    epsilon: float | None = None
+    releases: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class RoundReport:
+    """How a round went; public values only.
+
+    Attributes:
+        round: Number of the round.
+        status: ``"ok"``, or ``"aborted"``: then nothing was released or used.
+        reason: Why it was aborted.
+        clients: One report per client.
+        loss: Mean training loss, where it may leave the clients.
+        clipped: Values outside their bound, by field, over all clients.
+        bounds: Adaptive bounds that this round used, by field.
+        bytes_up: Bytes from clients to the server.
+        bytes_down: Bytes from the server to clients.
+    """
+
+    round: int
+    status: str = "ok"
+    reason: str | None = None
+    clients: dict[str, ClientReport] = field(default_factory=dict)
+    loss: float | None = None
+    clipped: dict[str, int] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Server:
+    """One round at a time: `begin`, `receive` answers, `roster`, `receive` vectors, `finish`.
+
+    Args:
+        identity: Signs offers; its public key is in the roster.
+        roster: Pinned public keys of all.
+        weights: The model; stepped in place.
+        optimizer: The server's optimizer, with the server's half of paired modules.
+        client_optimizer: An optimizer like the clients', for what its modules declare; never stepped.
+        run: Id of the run.
+        steps: Gradient steps of a client in a round.
+        masks: Policy of the masked rounds; None where values travel in clear.
+        weighting: As in `Client`.
+        bits: As in `Client`.
+        bound: As in `Client`.
+        loss: Whether clients send their training loss.
+    """
+
+    def __init__(
+        self,
+        identity: secagg.Identity,
+        roster: secagg.Roster,
+        weights: Vector,
+        optimizer: Optimizer,
+        client_optimizer: Optimizer,
+        *,
+        run: str,
+        steps: int,
+        masks: secagg.Policy | None,
+        weighting: str = "uniform",
+        bits: int = 16,
+        bound: float | str = "adaptive",
+        loss: bool = False,
+    ) -> None:
+        paired = {m.aux_name for m in optimizer.modules if m.aux_name is not None}
+        for name in client_optimizer.aux_vars():
+            if name not in paired:
+                raise ValueError(
+                    f"Expected a server module with aux_name {name!r} beside the clients', got "
+                    f"{sorted(paired) or 'none'}. Add its counterpart (such as {name}-server) to the server."
+                )
+        self.weights = weights
+        self.optimizer = optimizer
+        self.run = run
+        self.steps = steps
+        self.schema = round_schema(
+            client_optimizer, weights.layout, weighting=weighting, bits=bits, bound=bound, loss=loss
+        )
+        self.round = 0
+        self.accepted: dict[str, int] = {name: 0 for name in roster.clients}
+        self.recorded: dict[str, int] = {name: 0 for name in roster.clients}
+        self._aux_classes = client_optimizer.aux_vars()
+        self._identity = identity
+        self._roster = roster
+        self._masks = masks
+        self._bounds: dict[str, float] = {}
+        self._session = secagg.new_session()
+        self._secure: secagg.Server | None = None
+        self._clear: dict[str, Clear] = {}
+        self._ready: set[str] = set()
+        self._submitted: set[str] = set()
+        self._report = RoundReport(0)
+
+    def __repr__(self) -> str:
+        return f"Server(run={self.run!r}, round={self.round})"
+
+    @property
+    def session(self) -> bytes:
+        """Random id that binds this process's rounds together; a resumed run has a new one."""
+        return self._session
+
+    # ---- a round ----------------------------------------------------------------------------------------
+
+    def begin(self) -> bytes:
+        """Open the next round; returns the message for every client."""
+        number = self.round + 1
+        self._report = RoundReport(number, clients={name: ClientReport() for name in self._roster.clients})
+        self._clear, self._ready, self._submitted, self._secure = {}, set(), set(), None
+        aux = {
+            name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()
+        }
+        message = Begin(
+            run=self.run,
+            round=number,
+            steps=self.steps,
+            weights=dump_state({"weights": self.weights}),
+            aux=dump_state({n: [kind, _fields(fields)] for n, (kind, fields) in aux.items()}),
+            accepted=dict(self.accepted),
+            recorded=dict(self.recorded),
+            offer=None,
+        )
+        if self._masks is not None:
+            schema = self.schema.with_bounds(self._bounds)
+            self._report.bounds = schema.adaptive_bounds()
+            self._secure = secagg.Server(
+                self._identity, self._roster, schema, policy=self._masks, session=self._session
+            )
+            offer = self._secure.open(number, context=message.context())
+            message = msgspec.structs.replace(message, offer=offer)
+        data = encode(message)
+        self._report.bytes_down += len(data) * len(self._roster.clients)
+        return data
+
+    def receive(self, data: bytes) -> str:
+        """Take one client's answer; returns the client's id.
+
+        Raises:
+            ValueError: If it is no answer that this round expects.
+            secagg.MessageError: If the masked round refuses what it carries. Nothing changes then.
+        """
+        message = decode(data)
+        if isinstance(message, Begin | Roster) or message.round != self._report.round:
+            raise ValueError(f"Expected an answer in round {self._report.round}, got something else.")
+        client = message.client
+        if client not in self._report.clients:
+            raise ValueError(f"Expected an answer of a client in the roster, got one of {client!r}.")
+        if isinstance(message, Submit):
+            if self._secure is None or client not in self._ready or client in self._submitted:
+                raise ValueError(f"Expected no masked vector of {client!r} now.")
+            self._verify_sender(client, self._secure.receive(message.masked))
+            self._submitted.add(client)
+            self._report.clients[client].status = "ok"
+        else:
+            if client in self._ready or client in self._clear:
+                raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
+            report = self._report.clients[client]
+            if isinstance(message, Ready):
+                if self._secure is None:
+                    raise ValueError("Expected values in clear in this run, got an advert of a masked round.")
+                self._verify_sender(client, self._secure.receive(message.advert))
+                self._ready.add(client)
+            elif isinstance(message, Clear):
+                if self._masks is not None:
+                    raise ValueError("Expected masked values in this run, got values in clear.")
+                self._clear[client] = message
+                report.status = "ok"
+            elif isinstance(message, Stopped):
+                report.status = {"budget": "stopped"}.get(message.reason, message.reason)
+            report.epsilon = message.epsilon
+            report.releases = [msgspec.to_builtins(release) for release in message.releases]
+        self._report.bytes_up += len(data)
+        return client
+
+    @staticmethod
+    def _verify_sender(claimed: str, signed: str) -> None:
+        if claimed != signed:
+            raise ValueError(f"Expected a message signed by {claimed!r}, got one signed by {signed!r}.")
+
+    def roster(self) -> bytes | None:
+        """Close the adverts; returns the message for every client that is ready, None without masks.
+
+        Raises:
+            secagg.RoundAborted: If too few are ready, or they hold different models.
+        """
+        if self._secure is None:
+            return None
+        data = encode(Roster(self._report.round, self._secure.close_adverts()))
+        self._report.bytes_down += len(data) * len(self._ready)
+        return data
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """Clients that wait for the roster."""
+        return frozenset(self._ready)
+
+    def finish(self) -> RoundReport:
+        """Take the sum, step on it, and close the round.
+
+        Raises:
+            secagg.RoundAborted: If a client of the masked round is missing, or nobody answered. Nothing
+                was released then and the model stands.
+        """
+        report = self._report
+        if self._secure is not None:
+            result = self._secure.result()
+            values, survivors = dict(result.values), tuple(result.survivors)
+            report.clipped, self._bounds = dict(result.clipped), dict(result.bounds)
+        else:
+            if not self._clear:
+                raise secagg.CohortError("Expected at least one client's values, got none.")
+            survivors = tuple(sorted(self._clear))
+            rows = [load_state(self._clear[name].values) for name in survivors]
+            values = secagg.reduce_clear(self.schema, rows)
+        self._step(values)
+        for name in survivors:
+            self.accepted[name] = report.round
+        loss = values.get("metrics.loss")
+        report.loss = None if loss is None else float(loss)
+        return self._close()
+
+    def abort(self, reason: str) -> RoundReport:
+        """Drop the round: nothing was released, the model stands, the next round may begin."""
+        if self._secure is not None:
+            self._secure.abort()
+        self._report.status, self._report.reason = "aborted", reason
+        return self._close()
+
+    def _close(self) -> RoundReport:
+        self._secure, self._clear = None, {}
+        self.round = self._report.round
+        for name, client in self._report.clients.items():
+            sequences = [release["ledger_sequence"] for release in client.releases]
+            self.recorded[name] = max([self.recorded[name], *sequences])
+        return self._report
+
+    def _step(self, values: Mapping[str, Any]) -> None:
+        combined: dict[str, AuxVar] = {}
+        for name, cls in self._aux_classes.items():
+            prefix = f"{name}."
+            fields = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+            combined[name] = cls.from_values(fields, self.weights)
+        mean = np.asarray(values["update"])
+        if not np.all(np.isfinite(mean)):
+            raise secagg.RoundAborted("Expected a positive total weight, got 0: nobody has samples.")
+        self.optimizer.start_round()
+        self.optimizer.process_aux_var(combined)
+        # The mean update is the negative of a gradient: rate 1 and no module give plain averaging.
+        self.optimizer.step(self.weights.unflatten(-mean), self.weights)
+        self.optimizer.end_round(accepted=True)
+
+    # ---- stop and resume ----------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the next round depends on."""
+        return {
+            "round": self.round,
+            "weights": self.weights.copy(),
+            "optimizer": self.optimizer.get_state(),
+            "accepted": dict(self.accepted),
+            "recorded": dict(self.recorded),
+            "bounds": dict(self._bounds),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state from `get_state`; rounds that it does not know never happened."""
+        self.optimizer.set_state(state["optimizer"])
+        self.weights.assign(state["weights"])
+        self.round = state["round"]
+        self.accepted, self.recorded = dict(state["accepted"]), dict(state["recorded"])
+        self._bounds = dict(state["bounds"])
+
+
+def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not name.startswith("_")}

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import dp
+from privopt import OptiModule, Optimizer, Vector, state
+from privopt.checkpoint import dump_state, load_state
+from privopt.modules import GaussianNoise, ScaffoldClient, ScaffoldState
+from tests.contracts import gradients, same_state
+
+SHAPES = {"w": (3, 2), "b": (3,)}
+CHAIN = [("l2-global-clipping", {"max_norm": 0.5}), "adam", "momentum"]
+
+
+def test_one_step_follows_the_documented_formula() -> None:
+    grads, weights = gradients(0, SHAPES), gradients(1, SHAPES)
+    updates = Optimizer(0.1, w_decay=0.01, regularizers=[("ridge", {"alpha": 0.5})]).compute_updates(grads, weights)
+    expected = -(0.1 * (grads.flatten() + weights.flatten()) + 0.01 * weights.flatten())
+    np.testing.assert_allclose(updates.flatten(), expected, rtol=1e-14)
+
+
+def test_plug_ins_run_in_order_regularizers_first() -> None:
+    grads, weights = gradients(0, SHAPES), gradients(1, SHAPES)
+    optimizer = Optimizer(1.0, regularizers=["lasso", "ridge"], modules=["l2-clipping", "momentum"])
+    expected = grads
+    for plugin in Optimizer(1.0, regularizers=["lasso", "ridge"]).regularizers:
+        expected = plugin.run(expected, weights)
+    for module in Optimizer(1.0, modules=["l2-clipping", "momentum"]).modules:
+        expected = module.run(expected)
+    assert optimizer.compute_updates(grads, weights).equals(-expected)
+    assert [p.name for p in optimizer.plugins] == ["lasso", "ridge", "l2-clipping", "momentum"]
+
+
+def test_compute_updates_changes_no_argument_and_step_moves_the_weights_in_place() -> None:
+    grads, weights = gradients(0, SHAPES), gradients(1, SHAPES)
+    before = grads.copy(), weights.copy()
+    optimizer = Optimizer(0.1, modules=CHAIN, regularizers=["fedprox"])
+    optimizer.compute_updates(grads, weights)
+    assert grads.equals(before[0])
+    assert weights.equals(before[1])
+    view = weights.coefs["w"]
+    optimizer.step(grads, weights)
+    assert not np.array_equal(view, before[1].coefs["w"])
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_stop_and_resume_through_bytes_is_bitwise(stop: int) -> None:
+    def make() -> Optimizer:
+        return Optimizer(0.1, w_decay=0.01, regularizers=["fedprox"], modules=["scaffold-client", *CHAIN])
+
+    def train(optimizer: Optimizer, weights: Vector, steps: range) -> None:
+        for step in steps:
+            if step % 4 == 0:
+                optimizer.start_round()
+            optimizer.step(gradients(step, SHAPES), weights)
+
+    live, weights = make(), gradients(99, SHAPES)
+    train(live, weights, range(9))
+    first, resumed = make(), gradients(99, SHAPES)
+    train(first, resumed, range(stop))
+    second = Optimizer.from_config(json.loads(json.dumps(first.get_config())))
+    second.set_state(load_state(dump_state(first.get_state())))
+    train(second, resumed, range(stop, 9))
+    assert resumed.equals(weights)
+    assert same_state(second.get_state(), live.get_state())
+
+
+def test_config_is_json_and_builds_an_equal_optimizer() -> None:
+    optimizer = Optimizer(1, w_decay=0.5, regularizers=["fedprox", ("lasso", {"alpha": 0.3})], modules=CHAIN)
+    config = json.loads(json.dumps(optimizer.get_config()))
+    assert Optimizer.from_config(config).get_config() == optimizer.get_config()
+    assert config["version"] == 1
+    with pytest.raises(ValueError, match="version 1, got 2"):
+        Optimizer.from_config({**config, "version": 2})
+    with pytest.raises(TypeError, match=r"got also \['lr'\]"):
+        Optimizer.from_config({**config, "lr": 2})
+
+
+def test_a_step_that_raises_leaves_every_state_as_it_was() -> None:
+    class Breaks(OptiModule, register=False):
+        name = "breaks"
+        count: int = state(0)
+
+        def run(self, gradients: Vector) -> Vector:
+            self.count += 1
+            if self.count == 2:
+                raise RuntimeError("on purpose")
+            return gradients
+
+    optimizer = Optimizer(0.1, regularizers=["fedprox"], modules=["adam", Breaks(), "momentum"])
+    weights = gradients(9, SHAPES)
+    optimizer.step(gradients(0, SHAPES), weights)
+    before, kept = optimizer.get_state(), weights.copy()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        optimizer.step(gradients(1, SHAPES), weights)
+    assert same_state(optimizer.get_state(), before)
+    assert weights.equals(kept)
+
+
+def test_get_state_is_a_snapshot() -> None:
+    optimizer = Optimizer(0.1, modules=["momentum"])
+    optimizer.step(gradients(0, SHAPES), gradients(1, SHAPES))
+    snapshot = optimizer.get_state()
+    kept = snapshot["modules.0.momentum"]["velocity"].copy()
+    optimizer.step(gradients(2, SHAPES), gradients(1, SHAPES))
+    assert snapshot["modules.0.momentum"]["velocity"].equals(kept)
+
+
+def test_set_state_of_other_plug_ins_is_refused_and_changes_nothing() -> None:
+    optimizer, other = Optimizer(0.1, modules=["momentum"]), Optimizer(0.1, modules=["adam"])
+    optimizer.step(gradients(0, SHAPES), gradients(1, SHAPES))
+    before = optimizer.get_state()
+    with pytest.raises(KeyError, match="Were the plug-ins changed"):
+        optimizer.set_state(other.get_state())
+    with pytest.raises(KeyError, match="velocity"):
+        optimizer.set_state({"modules.0.momentum": {}})
+    assert same_state(optimizer.get_state(), before)
+
+
+def test_aux_vars_reach_their_counterparts_only() -> None:
+    optimizer = Optimizer(0.1, modules=["scaffold-client"])
+    control = gradients(3, SHAPES)
+    optimizer.process_aux_var({"scaffold": ScaffoldState(control=control)})
+    module = optimizer.modules[0]
+    assert isinstance(module, ScaffoldClient)
+    assert module.server.equals(control)
+    with pytest.raises(ValueError, match=r"for \['scaffold'\], got 'mime'"):
+        optimizer.process_aux_var({"mime": ScaffoldState(control=control)})
+    assert Optimizer(0.1).collect_aux_var() == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Optimizer(-1.0), ValueError, "lrate >= 0 and finite, got lrate=-1.0"),
+        (lambda: Optimizer("x"), TypeError, "a number for lrate"),
+        (lambda: Optimizer(True), TypeError, "a number for lrate"),
+        (lambda: Optimizer(1.0, w_decay=float("inf")), ValueError, "w_decay"),
+        (lambda: Optimizer(1.0, modules="adam"), TypeError, r"a list of modules.*\['adam'\]"),
+        (lambda: Optimizer(1.0, modules=["adamm"]), ValueError, "Did you mean 'adam'"),
+        (lambda: Optimizer(1.0, modules=[("adam", {"x": 1})]), TypeError, "got 'x'"),
+        (lambda: Optimizer(1.0, modules=[3]), TypeError, "an instance, a name, or"),
+        (lambda: Optimizer(1.0, modules=["fedprox"]), ValueError, "known module, got 'fedprox'"),
+        (
+            lambda: Optimizer(1.0, modules=[Optimizer(1.0, regularizers=["fedprox"]).regularizers[0]]),
+            TypeError,
+            "got the regularizer 'fedprox'",
+        ),
+        (lambda: Optimizer(1.0, modules=["scaffold-client"] * 2), ValueError, "one module per aux_name"),
+        (lambda: Optimizer(1.0, modules=["scaffold-client", "gaussian-noise"]), ValueError, "noise before"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(make: object, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()  # type: ignore[operator]
+
+
+def test_noise_before_scaffold_is_the_right_order() -> None:
+    noise = GaussianNoise(std=1.0, source=dp.random.insecure_source(0))
+    assert Optimizer(1.0, modules=[noise, "scaffold-client"]).modules[0] is noise
+
+
+def test_wrong_gradients_are_refused() -> None:
+    optimizer, weights = Optimizer(0.1, modules=["adam"]), gradients(0, SHAPES)
+    with pytest.raises(ValueError, match="same layout: tensor 'w'"):
+        optimizer.compute_updates(gradients(0, {"v": (1,)}), weights)
+    with pytest.raises(TypeError, match="gradients as a Vector, got dict"):
+        optimizer.compute_updates({}, weights)  # type: ignore[arg-type]
