@@ -10,7 +10,6 @@ from .layout import PEAK_LEVELS, Run
 from .reductions import Averaged, MaskedReduction, Summed
 from .schema import Schema
 
-
 _LIMITS = """Nobody learns one client's masked value, unless all the others of its round pool theirs: they can
 subtract them from the sum. Sums of two rounds whose cohorts differ by one client differ by about
 that client's value. Masks hide inputs, not what the sum itself tells: that is what noise is for."""
@@ -95,7 +94,7 @@ def explain(schema: Schema, num_clients: int) -> Explanation:
         >>> found = explain(Schema(update=summed(1.0, shape=(1000,)), n=counted()), num_clients=8)
         >>> [(line.field, line.bits) for line in found.lines]
         [('update', 19), ('update (clipped)', 13), ('n', 24)]
-        >>> found.bytes_per_value < 2.7
+        >>> found.bytes_per_value < 2.8
         True
     """
     encoding = Encoding(schema, num_clients)
