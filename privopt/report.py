@@ -1,0 +1,390 @@
+"""A run told on one page: floor 7, ``report.html`` from nothing but the run's folder.
+
+The page is self-contained: no script, no font, no picture from elsewhere, so that it can be mailed, archived
+and opened without a network. All text that comes from the run is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import msgspec
+
+from .charts import Line, Reference, line_chart
+from .checkpoint import write_atomic
+from .reportstyle import PAGE
+from .runfolder import RoundLine, RunFolder, read_run
+
+__all__ = ["render", "write_report"]
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` into a run's folder, whole or not at all.
+
+    Args:
+        folder: The run's folder, with ``run.json``, ``config.json`` and ``metrics.jsonl``.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunFolderError: If the folder is not, or not wholly, a run's.
+        OSError: If the page cannot be written.
+    """
+    path = Path(folder) / "report.html"
+    write_atomic(path, render(read_run(folder)).encode())
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The page as text."""
+    facts = run.run
+    sections = [
+        _section("Result", _result_charts(run) + _aborted_note(run)),
+        _section("Privacy", _privacy(run)),
+        _section("What the server learned", _learned(run)),
+        _section("What left the clients without a price", _disclosed(run)),
+        _section("Rounds", _rounds_table(run)),
+        _section("Configuration", _config(run)),
+    ]
+    return Template(PAGE).substitute(
+        title=escape(facts.id),
+        created=escape(str(facts.created)),
+        version=escape(facts.privopt_version),
+        summary=escape(_summary(run)),
+        tiles="".join(_tiles(run)),
+        sections="".join(sections),
+    )
+
+
+# --- pieces of HTML ---------------------------------------------------------------------------------------
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _tile(name: str, value: str, note: str) -> str:
+    return (
+        f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
+        f'<div class="note">{escape(note)}</div></div>'
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} class="n">{escape(v)}</{tag}>' if i in numeric else f"<{tag}>{escape(v)}</{tag}>"
+            for i, v in enumerate(values)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _p(text: str) -> str:
+    """A paragraph, in which `backticks` mark code."""
+    return "<p>" + re.sub("`(.*?)`", r"<code>\1</code>", escape(text)) + "</p>"
+
+
+def _number(value: float | None, digits: str = ".3g") -> str:
+    return "–" if value is None else format(value, digits)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+# --- what is told -----------------------------------------------------------------------------------------
+
+
+def _last(rounds: Sequence[RoundLine], name: str) -> float | None:
+    return next((v for line in reversed(rounds) if (v := getattr(line, name)) is not None), None)
+
+
+def _spent(run: RunFolder) -> dict[str, tuple[float | None, int | None, str]]:
+    """Latest epsilon, releases and status of each client; a round that says nothing changes nothing."""
+    latest: dict[str, tuple[float | None, int | None, str]] = {
+        client.id: (None, None, "not in a round yet") for client in run.run.clients
+    }
+    for line in run.rounds:
+        for name, at in line.clients.items():
+            epsilon, steps, _ = latest.get(name, (None, None, ""))
+            latest[name] = (
+                at.epsilon if at.epsilon is not None else epsilon,
+                at.steps if at.steps is not None else steps,
+                at.status,
+            )
+    return latest
+
+
+def _summary(run: RunFolder) -> str:
+    facts = run.run
+    model = (
+        f"{run.config.get('model', {}).get('name', 'model')}, {_count(facts.model.parameters, 'parameter')}"
+    )
+    data = facts.data or str(run.config.get("data", {}).get("name", "data"))
+    privacy = "local differential privacy" if facts.dp else "no differential privacy"
+    masks = "secure aggregation" if facts.masks else "updates sent in clear"
+    return f"{_count(len(facts.clients), 'client')} · {data} · {model} · {privacy} · {masks}"
+
+
+def _tiles(run: RunFolder) -> Iterable[str]:
+    facts = run.run
+    accuracy, twin = _last(run.rounds, "accuracy"), facts.twin.accuracy if facts.twin else None
+    yield _tile(
+        "Accuracy on public test rows",
+        _percent(accuracy),
+        f"{_percent(twin)} without privacy" if twin is not None else "no run without privacy to compare",
+    )
+    if facts.dp:
+        spent = [e for e, _, _ in _spent(run).values() if e is not None]
+        yield _tile(
+            "Largest ε of a client",
+            _number(max(spent, default=None), ".2f"),
+            f"budget {facts.dp.epsilon:g} at δ = {facts.dp.delta:g}, per {facts.dp.unit}",
+        )
+    else:
+        yield _tile("Largest ε of a client", "∞", "trained without differential privacy")
+    done = sum(line.status == "ok" for line in run.rounds)
+    aborted = len(run.rounds) - done
+    planned = run.config.get("rounds", len(run.rounds))
+    yield _tile("Rounds", f"{done}", f"of {planned} planned" + (f", {aborted} aborted" if aborted else ""))
+    sent = sum(line.bytes_up or 0 for line in run.rounds)
+    clients = max(1, len(facts.clients))
+    note = f"{_bytes(sent / clients / max(1, len(run.rounds)))} a round"
+    yield _tile("Sent by each client", _bytes(sent / clients), note)
+
+
+def _result_charts(run: RunFolder) -> str:
+    ok = [line for line in run.rounds if line.status == "ok"]
+    crosses = [
+        (line.round, f"round {line.round} aborted: {line.reason or 'no reason recorded'}")
+        for line in run.rounds
+        if line.status == "aborted"
+    ]
+    twin = run.run.twin.accuracy if run.run.twin else None
+    accuracy = line_chart(
+        "Accuracy by round",
+        [Line("this run", [(li.round, 100 * li.accuracy) for li in ok if li.accuracy is not None])],
+        x_label="round",
+        y_label="accuracy on public test rows (%)",
+        unit=" %",
+        references=[Reference(f"without privacy {_percent(twin)}", 100 * twin)] if twin is not None else [],
+        crosses=crosses,
+    )
+    loss = line_chart(
+        "Loss by round",
+        [Line("this run", [(li.round, li.loss) for li in ok if li.loss is not None])],
+        x_label="round",
+        y_label="cross-entropy on public test rows (nats)",
+        unit=" nats",
+        crosses=crosses,
+        from_zero=True,
+    )
+    return f'<div class="pair">{accuracy}{loss}</div>'
+
+
+def _aborted_note(run: RunFolder) -> str:
+    aborted = [line for line in run.rounds if line.status == "aborted"]
+    if not aborted:
+        return ""
+    return _p(
+        f"{_count(len(aborted), 'round')} aborted (× on the axis): the server learned nothing there, and "
+        "what the clients had prepared is counted as spent all the same."
+    )
+
+
+def _privacy(run: RunFolder) -> str:
+    plan = run.run.dp
+    if plan is None:
+        return _p(
+            "This run trained without differential privacy: updates depend on single rows without a bound. "
+            "Masks, if on, hide who sent what, not what the sum says."
+        )
+    chart = line_chart(
+        "ε spent by round",
+        _epsilon_lines(run),
+        x_label="round",
+        y_label=f"ε at δ = {plan.delta:g} (PLD)",
+        references=[Reference(f"budget {plan.epsilon:g}", plan.epsilon)],
+        from_zero=True,
+    )
+    std = plan.noise_multiplier * plan.clip_norm
+    rows = [
+        ["protected", f"one {plan.unit} ({plan.neighboring.replace('_', '-').lower()})"],
+        ["budget of each client", f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}"],
+        ["batches", f"Poisson, each row with probability {plan.sample_rate:g}"],
+        ["clipping", f"L2 norm of one sample's gradient ≤ {plan.clip_norm:g}"],
+        [
+            "noise",
+            f"{plan.noise_multiplier:.4g} × {plan.clip_norm:g} = {std:.4g} standard deviation, on a sum",
+        ],
+        ["plan", f"{plan.steps} steps in each of {plan.rounds} rounds, {plan.planned_steps} releases"],
+    ]
+    by_client = _table(
+        ("client", "releases", "ε spent", "of budget", "ledger", "last round"),
+        (
+            (
+                name,
+                _number(steps, "d"),
+                _number(epsilon, ".3f"),
+                _percent(epsilon / plan.epsilon if epsilon is not None else None),
+                "exported" if name in run.ledgers else "–",
+                status,
+            )
+            for name, (epsilon, steps, status) in _spent(run).items()
+        ),
+        numeric=(1, 2, 3),
+    )
+    return (
+        f'<div class="pair">{chart}{_table(("", ""), rows).replace("<table>", "<table class=plain>")}</div>'
+        + by_client
+        + _p(
+            "ε was read from the clients' ledgers as they went. `privopt audit` on this folder recomputes it "
+            "from the signed exports, three ways."
+        )
+    )
+
+
+def _epsilon_lines(run: RunFolder) -> list[Line]:
+    """One line per distinct trajectory: clients that spent alike share one."""
+    alike: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for client in run.run.clients:
+        points = tuple(
+            (line.round, at.epsilon)
+            for line in run.rounds
+            if (at := line.clients.get(client.id)) is not None and at.epsilon is not None
+        )
+        alike.setdefault(points, []).append(client.id)
+    return [
+        Line(names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}", points)
+        for points, names in alike.items()
+        if points
+    ]
+
+
+def _learned(run: RunFolder) -> str:
+    masks = run.run.masks
+    if masks is None:
+        return _p("Masks were off: the server saw every client's vector, not only the sum.")
+    intro = (
+        f"Each round, the server decoded one sum over the clients, of {_count(len(masks.explain), 'field')}; "
+        "a single client's masked vector is uniform noise to it."
+    )
+    if masks.bytes_per_value is not None:
+        intro += f" Values travel at {masks.bits} bits, {masks.bytes_per_value:.2f} bytes each."
+    quanta = _table(
+        ("field", "combined as", "what the server learns", "bits", "quantum"),
+        (
+            (
+                entry.field,
+                entry.reduction,
+                entry.learned,
+                _number(entry.bits, "d"),
+                _number(entry.quantum),
+            )
+            for entry in masks.explain
+        ),
+        numeric=(3, 4),
+    )
+    fields = list(dict.fromkeys(name for line in run.rounds for name in line.bounds))
+    if not fields:
+        return _p(intro) + quanta
+    precision = line_chart(
+        "Rounding step by round",
+        [
+            Line(
+                name,
+                [
+                    (li.round, 2e6 * li.bounds[name] / (2**masks.bits - 2))
+                    for li in run.rounds
+                    if name in li.bounds
+                ],
+            )
+            for name in fields
+        ],
+        x_label="round",
+        y_label="quantum of one client's value (in millionths)",
+        unit="e-6",
+        from_zero=True,
+    )
+    clipped = line_chart(
+        "Values beyond the bound by round",
+        [
+            Line(name, [(li.round, li.clipped[name]) for li in run.rounds if name in li.clipped])
+            for name in fields
+        ],
+        x_label="round",
+        y_label="clipped values, all clients",
+        from_zero=True,
+    )
+    note = _p(
+        "The bound of a field follows what the clients sent: it doubles when a value was clipped and shrinks "
+        "slowly otherwise. A smaller bound is a finer step."
+    )
+    return _p(intro) + quanta + f'<div class="pair">{precision}{clipped}</div>' + note
+
+
+def _disclosed(run: RunFolder) -> str:
+    items = "".join(
+        f"<li>{escape(item if isinstance(item, str) else msgspec.json.encode(item).decode())}</li>"
+        for item in run.run.disclosed
+    )
+    rest = (
+        "Nothing else left the clients but noised values."
+        if run.run.dp
+        else "Without differential privacy, the update itself has no price either."
+    )
+    return (f"<ul>{items}</ul>" if items else _p("Nothing was declared.")) + _p(rest)
+
+
+def _rounds_table(run: RunFolder) -> str:
+    def row(line: RoundLine) -> list[str]:
+        spent = [at.epsilon for at in line.clients.values() if at.epsilon is not None]
+        taking_part = sum(at.status == "ok" for at in line.clients.values())
+        return [
+            str(line.round),
+            line.status if line.status == "ok" else f"aborted: {line.reason or 'no reason recorded'}",
+            f"{taking_part} of {len(run.run.clients)}",
+            _percent(line.accuracy),
+            _number(line.loss, ".4f"),
+            _number(max(spent, default=None), ".3f"),
+            _bytes(line.bytes_up),
+            _bytes(line.bytes_down),
+            _number(line.seconds, ".2f"),
+        ]
+
+    columns = ("round", "status", "clients", "accuracy", "loss", "largest ε", "sent", "received", "seconds")
+    table = _table(columns, map(row, run.rounds), numeric=(0, 2, 3, 4, 5, 6, 7, 8))
+    return f"<details><summary>{_count(len(run.rounds), 'round')}, one line each</summary>{table}</details>"
+
+
+def _config(run: RunFolder) -> str:
+    text = msgspec.json.format(msgspec.json.encode(run.config), indent=2).decode()
+    keys = _table(("party", "Ed25519 public key"), [("server", run.run.server.public_key)] + [
+        (client.id, client.public_key) for client in run.run.clients
+    ]).replace("<table>", '<table class="keys">')  # fmt: skip
+    return (
+        f"<details><summary>config.json</summary><pre>{escape(text)}</pre></details>"
+        f"<details><summary>Pinned keys</summary>{keys}</details>"
+    )
