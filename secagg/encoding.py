@@ -89,10 +89,12 @@ class Encoding:
         One quantum a client for a sum (a mean divides it by n again), and float64's round-off.
         """
         reduction = self.schema[field]
-        if not isinstance(reduction, (Summed, Averaged)) or reduction.integer:
+        if not isinstance(reduction, (Summed, Averaged)):
             return 0.0
-        quanta = n if isinstance(reduction, Summed) else 1
-        return quanta * (reduction.quantum + 1e-13 * reduction.limit)
+        is_sum = isinstance(reduction, Summed)
+        if reduction.integer:
+            return 0.0 if is_sum else 1e-13 * reduction.limit
+        return (n if is_sum else 1) * (reduction.quantum + 1e-13 * reduction.limit)
 
     def encode(self, values: Mapping[str, Any], rounding: Rounding) -> Words:
         """Encode one client's values.
@@ -252,7 +254,7 @@ def _encode_reals(
             if largest * scale > levels - 1:
                 # The scale is itself rounded: a value at the bound may land one level too high.
                 np.minimum(q, np.uint64(2 * levels), out=q)
-            if weight[1] > 1:
+            if weight != (1, 1):
                 q *= np.uint64(weight[0])
                 q += constant
             _pack(words[block], q, shift)

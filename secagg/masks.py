@@ -67,9 +67,9 @@ class Masks(Secret):
         add_keystreams(words, [(keystream(mask.key), mask.sign) for mask in masks])
 
 
-def keystream(key: bytes) -> CipherContext:
-    """AES-CTR from counter zero: the key is used once, so the nonce carries nothing."""
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(_AES_BLOCK))).encryptor()
+def keystream(key: bytes, start: int = 0) -> CipherContext:
+    """AES-CTR from 16-byte block `start` on: the key is used once, so a nonce would carry nothing."""
+    return Cipher(algorithms.AES(key), modes.CTR(start.to_bytes(_AES_BLOCK, "big"))).encryptor()
 
 
 def add_keystreams(words: NDArray[np.uint64], streams: list[tuple[CipherContext, Literal[1, -1]]]) -> None:

@@ -1,0 +1,300 @@
+"""Encoding: exact zeros and integers, unbiased rounding, no overflow, and refusals that name the field."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secagg import Encoding, EncodingError, Schema, SchemaError, adaptive, averaged, counted, local, summed
+from secagg.layout import BLOCK, Run
+from tests.statistical import assert_mean, assert_rejects
+from tests.strategies import schemas, values_for
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261121)
+
+
+@given(schemas(), st.integers(1, 1000))
+def test_runs_tile_the_vector_and_every_value_has_its_own_bits(schema, n):
+    encoding = Encoding(schema, n)
+    used = np.zeros(encoding.words, np.uint64)
+    used[:2] = 2**64 - 1  # The zero lane and the count lane are whole words.
+    for run in encoding.runs:
+        seen = np.zeros(run.size, int)
+        for block, lanes in run.blocks():
+            for where, shift in lanes:
+                count = where.stop - where.start
+                bits = np.uint64((2**run.width - 1) << shift)
+                assert shift + run.width <= 64
+                taken = used[block.start : block.start + count]
+                assert not np.any(taken & bits), "two lanes overlap"
+                taken |= bits
+                seen[where] += 1
+        assert np.all(seen == 1), "a value is not carried once"
+        assert n * run.top < 2**run.width, "the largest sum does not fit"
+        assert run.width == 1 or n * run.top >= 2 ** (run.width - 1), "the lane is wider than it must be"
+
+
+def test_sixteen_bits_and_up_to_32_clients_give_three_values_a_word():
+    encoding = Encoding(Schema(x=summed(1.0, shape=(30_000,))), 32)
+    assert encoding.runs[0].width == 21
+    assert encoding.runs[0].lanes_per_word == 3
+    assert encoding.runs[0].words == 10_000
+
+
+@pytest.mark.parametrize("n", [1, 3, 32, 1000])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extremes_of_every_client_at_once_do_not_overflow(n, sign, rng):
+    schema = Schema(
+        x=summed(1.0, bits=16, shape=(100,)),
+        i=summed(2**31, bits=40, shape=(3,)),
+        m=averaged(3.0, "w", bits=16, shape=(50,)),
+        w=counted(at_most=2**20),
+        c=counted(at_most=2**30, shape=(2,)),
+    )
+    encoding = Encoding(schema, n)
+    one = {
+        "x": np.full(100, sign * 1e30),
+        "i": np.full(3, sign * 2**31),
+        "m": np.full(50, sign * 3.0),
+        "w": 2**20,
+        "c": [2**30, 0],
+    }
+    words = encoding.encode(one, rng)
+    total = words * np.uint64(n)
+    reduced = encoding.decode(total, n)
+    assert reduced.values["x"].tolist() == [pytest.approx(sign * n)] * 100
+    assert reduced.values["i"].tolist() == [sign * n * 2**31] * 3
+    assert reduced.values["m"].tolist() == [pytest.approx(sign * 3.0)] * 50
+    assert reduced.values["w"] == n * 2**20
+    assert reduced.values["c"].tolist() == [n * 2**30, 0]
+    assert reduced.clipped == {"x": 100 * n, "m": 0}
+
+
+@pytest.mark.parametrize(
+    ("schema", "n", "message"),
+    [
+        (
+            Schema(x=summed(2**50, bits=60)),
+            2**14,
+            r"Field 'x' needs 66 bits a lane \(bits=60, 16384 clients\)",
+        ),
+        (
+            Schema(x=averaged(1.0, "n", bits=28), n=counted(2**40)),
+            31,
+            r"'x' needs 73 bits a lane \(bits=28, 31 clients, weights up to 1099511627776\).*Lower bits of "
+            r"'x' by 9, or at_most of 'n' by a factor 512",
+        ),
+        (
+            Schema(n=counted(2**60)),
+            100,
+            r"'n' needs 67 bits a lane \(at_most=1152921504606846976, 100 clients\)",
+        ),
+    ],
+)
+def test_a_schema_that_could_overflow_is_refused_with_bits_and_remedy(schema, n, message):
+    with pytest.raises(SchemaError, match=message):
+        Encoding(schema, n)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True])
+def test_the_number_of_clients_is_a_positive_integer(n):
+    with pytest.raises(SchemaError, match="num_clients"):
+        Encoding(Schema(n=counted()), n)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 16, 28])
+def test_zero_and_the_bounds_are_exact(bits, rng):
+    encoding = Encoding(Schema(x=summed(0.1, bits=bits, shape=(30_000,))), 5)
+    for value in (0.0, 0.1, -0.1):
+        reduced = encoding.decode(encoding.encode({"x": np.full(30_000, value)}, rng), 1)
+        assert np.all(reduced.values["x"] == value), value
+        assert reduced.clipped == {"x": 0}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.int16, bool])
+def test_every_real_dtype_is_carried(dtype, rng):
+    encoding = Encoding(Schema(x=summed(2.0, shape=(3,))), 4)
+    x = np.array([0, 1, 1], dtype)
+    np.testing.assert_allclose(
+        encoding.decode(encoding.encode({"x": x}, rng), 1).values["x"], [0, 1, 1], atol=1e-4
+    )
+
+
+def test_non_contiguous_arrays_are_carried(rng):
+    encoding = Encoding(Schema(x=summed(2.0, shape=(3, 2))), 4)
+    x = np.arange(12).reshape(2, 6)[:, ::2].T / 6
+    got = encoding.decode(encoding.encode({"x": x}, rng), 1).values["x"]
+    np.testing.assert_allclose(got, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 16, 28])
+def test_rounding_is_unbiased_inside_the_bounds(bits, rng):
+    n = 200_000
+    field = summed(1.0, bits=bits, shape=(n,))
+    encoding = Encoding(Schema(x=field), 5)
+    for value in (0.3, -0.61803, 0.001 * field.quantum):
+        got = encoding.decode(encoding.encode({"x": np.full(n, value)}, rng), 1).values["x"]
+        levels = np.unique(got)
+        assert len(levels) <= 2, "one of the two neighbouring levels"
+        assert np.ptp(levels) <= 1.001 * field.quantum
+        fraction = value / field.quantum - np.floor(value / field.quantum)
+        std = field.quantum * np.sqrt(fraction * (1 - fraction))
+        assert_mean(got, value, std)
+        assert_rejects(assert_mean, got, value + 0.1 * std, std)
+
+
+def test_rounding_to_nearest_would_be_rejected(rng):
+    """The power of the test above: a deterministic rounding is biased."""
+    field = summed(1.0, bits=4)
+    value = 0.3
+    nearest = np.full(200_000, np.round(value / field.quantum) * field.quantum)
+    assert_rejects(assert_mean, nearest, value, field.quantum / 2)
+
+
+def test_each_client_adds_less_than_one_quantum(rng):
+    field = summed(1.0, bits=8, shape=(50_000,))
+    encoding = Encoding(Schema(x=field), 5)
+    x = rng.uniform(-1, 1, 50_000)
+    error = encoding.decode(encoding.encode({"x": x}, rng), 1).values["x"] - x
+    assert 0.9 * field.quantum < np.max(np.abs(error)) < field.quantum
+
+
+def test_blocks_change_nothing(rng):
+    """Sizes around the block: what is in the first block and in the last comes back in its place."""
+    for size in (3 * BLOCK - 1, 3 * BLOCK, 3 * BLOCK + 1, 7 * BLOCK + 5):
+        encoding = Encoding(Schema(x=summed(2**40, bits=42, shape=(size,)), y=summed(9, shape=(size,))), 4)
+        x, y = np.arange(size) - size // 2, np.arange(size) % 19 - 9
+        got = encoding.decode(encoding.encode({"x": x, "y": y}, rng), 1).values
+        assert np.array_equal(got["x"], x)
+        assert np.array_equal(got["y"], y)
+
+
+def test_a_weight_of_zero_removes_a_client_even_where_the_largest_weight_is_one(rng):
+    encoding = Encoding(Schema(x=averaged(1.0, "n"), n=counted(at_most=1)), 3)
+    words = [encoding.encode({"x": x, "n": n}, rng) for x, n in ((0.5, 1), (-1.0, 0), (0.25, 1))]
+    reduced = encoding.decode(np.sum(words, axis=0, dtype=np.uint64), 3)
+    assert abs(reduced.values["x"] - 0.375) <= encoding.error_bound("x", 3)
+
+
+def test_a_mean_without_weight_is_nan_and_no_error(rng):
+    encoding = Encoding(Schema(x=averaged(1.0, "n", shape=(2,)), y=averaged(1.0, "n"), n=counted()), 3)
+    words = encoding.encode({"x": [0.5, 1.0], "y": 0.1, "n": 0}, rng)
+    values = encoding.decode(words, 1).values
+    assert np.isnan(values["x"]).all()
+    assert np.isnan(values["y"])
+
+
+SCHEMA = Schema(
+    {"a.b": summed(1.0, shape=(2,))}, n=counted(at_most=9), i=summed(5), m=averaged(1.0, "n"), l=local()
+)
+FINE = {"a.b": [0.0, 1.0], "n": 3, "i": -5, "m": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a.b": [0.0, np.nan]}, "Field 'a.b': expected finite numbers, got NaN or infinity"),
+        ({"a.b": [np.inf, 0.0]}, "'a.b': expected finite"),
+        ({"a.b": [-np.inf, 0.0]}, "'a.b': expected finite"),
+        ({"a.b": [[0.0, 1.0]]}, r"'a.b': expected shape \(2,\), got \(1, 2\)"),
+        ({"a.b": 1.0}, r"'a.b': expected shape \(2,\), got \(\)"),
+        ({"a.b": ["x", "y"]}, "'a.b': expected real numbers, got dtype <U1"),
+        ({"a.b": [1j, 0]}, "'a.b': expected real numbers, got dtype complex128"),
+        ({"a.b": [object(), 0]}, "'a.b': expected real numbers, got dtype object"),
+        ({"a.b": [[1], [1, 2]]}, "'a.b': expected an array of numbers"),
+        ({"n": 3.0}, r"'n': expected integers \(it is counted\), got dtype float64"),
+        ({"n": 10}, r"'n': expected integers in 0..9, got one outside"),
+        ({"n": -1}, r"'n': expected integers in 0..9"),
+        ({"n": 2**64}, "'n': expected integers .*, got dtype object"),
+        ({"n": 2**64 - 1}, r"'n': expected integers in 0..9"),
+        ({"i": 6}, r"'i': expected integers in -5..5"),
+        ({"i": 1.5}, r"'i': expected integers \(its bound is an int\), got dtype float64"),
+        ({"m": np.nan}, "'m': expected finite"),
+        ({"zzz": 1}, r"got also \['zzz'\]"),
+    ],
+)
+def test_values_that_cannot_be_carried_are_refused_by_field(change, message, rng):
+    encoding = Encoding(SCHEMA, 4)
+    encoding.encode(FINE, rng)
+    with pytest.raises(EncodingError, match=message) as info:
+        encoding.encode({**FINE, **change}, rng)
+    assert "0.5" not in str(info.value), "an error never shows a value"
+
+
+def test_a_missing_field_is_named(rng):
+    with pytest.raises(EncodingError, match="Expected a value of field 'i'"):
+        Encoding(SCHEMA, 4).encode({k: v for k, v in FINE.items() if k != "i"}, rng)
+
+
+def test_local_values_are_not_even_read(rng):
+    class Unreadable:
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("a local value was read")
+
+    encoding = Encoding(SCHEMA, 4)
+    with_local = encoding.encode({**FINE, "l": Unreadable()}, np.random.default_rng(1))
+    assert np.array_equal(with_local, encoding.encode(FINE, np.random.default_rng(1)))
+
+
+def test_a_sum_whose_zero_or_count_lane_is_off_is_refused(rng):
+    encoding = Encoding(SCHEMA, 4)
+    words = encoding.encode(FINE, rng)
+    bad = words.copy()
+    bad[0] = 1
+    with pytest.raises(EncodingError, match="zero lane of 1 clients"):
+        encoding.decode(bad, 1)
+    with pytest.raises(EncodingError, match="count lane does not say 2"):
+        encoding.decode(words, 2)
+    with pytest.raises(EncodingError, match=r"1..4 clients, got n=5"):
+        encoding.decode(words, 5)
+    with pytest.raises(EncodingError, match="uint64 words"):
+        encoding.decode(words[:-1], 1)
+    with pytest.raises(EncodingError, match="uint64 words"):
+        encoding.decode(words.astype(np.int64), 1)
+
+
+@given(st.integers(0, 2**32), schemas())
+@settings(max_examples=50)
+def test_decoding_garbage_never_crashes(seed, schema):
+    """A malicious client can spoil a sum, but not the process that decodes it."""
+    rng = np.random.default_rng(seed)
+    encoding = Encoding(schema, 7)
+    words = rng.integers(0, 2**64, encoding.words, dtype=np.uint64)
+    words[0], words[1] = 0, 7
+    reduced = encoding.decode(words, 7)
+    for name, bound in reduced.bounds.items():
+        assert 0 < bound <= schema[name].bound.at_most
+
+
+def test_the_adaptive_rule(rng):
+    """Doubles when clipped; otherwise four times the mean peak, at most halving, capped."""
+    schema = Schema(x=summed(adaptive(1.0, at_most=3.0), shape=(4,)))
+    encoding = Encoding(schema, 4)
+
+    def following(*peaks):
+        words = [encoding.encode({"x": [0, 0, peak, 0]}, rng) for peak in peaks]
+        return encoding.decode(np.sum(words, axis=0, dtype=np.uint64), len(peaks)).bounds["x"]
+
+    assert following(0.1, 1.01) == 2.0
+    assert following(0.0, 0.0) == 0.5
+    assert following(0.1, 0.3) == pytest.approx(0.8, rel=1e-4)
+    assert following(0.5, -0.7) == pytest.approx(2.4, rel=1e-4)
+    assert following(1.0, -1.0) == 3.0
+
+
+def test_values_depend_on_the_rounding_source_only_below_a_quantum(rng):
+    encoding = Encoding(SCHEMA, 4)
+    values = values_for(SCHEMA, rng)
+    a, b = (encoding.decode(encoding.encode(values, np.random.default_rng(s)), 1).values for s in (1, 2))
+    assert np.max(np.abs(a["a.b"] - b["a.b"])) <= SCHEMA["a.b"].quantum
+    assert a["i"] == b["i"]
+
+
+def test_reprs_are_short():
+    assert "words=" in repr(Encoding(SCHEMA, 4))
+    assert Run("x", "value", 5, 2, 1, 32, 0).words == 3
