@@ -6,13 +6,23 @@ The reductions are `secagg`'s; a class whose field no sum can carry is refused w
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 
 from secagg import averaged, counted, local, public, same, summed
-from secagg.reductions import Counted, Local, MaskedReduction, Public, Reduction, Same, verify_reduction
+from secagg.reductions import (
+    Counted,
+    Local,
+    MaskedReduction,
+    Public,
+    Reduction,
+    Same,
+    verify_reduction,
+    with_shape,
+)
 
 from .layout import Layout
 from .plugin import Registry
@@ -23,9 +33,7 @@ __all__ = ["AuxVar"]
 AUX_VARS = Registry("aux-var")
 
 
-@dataclass_transform(
-    kw_only_default=True, field_specifiers=(summed, averaged, counted, same, public, local)
-)
+@dataclass_transform(kw_only_default=True, field_specifiers=(summed, averaged, counted, same, public, local))
 class AuxVar:
     """Auxiliary variables of one algorithm; every field declares how clients' values combine.
 
@@ -53,7 +61,7 @@ class AuxVar:
         super().__init_subclass__(**kwargs)
         reductions = dict(cls._reductions)
         vectors = set(cls._vectors)
-        for field, kind in cls.__dict__.get("__annotations__", {}).items():
+        for field, kind in inspect.get_annotations(cls).items():
             text = kind if isinstance(kind, str) else repr(kind)
             if "ClassVar" in text:
                 continue
@@ -68,8 +76,8 @@ class AuxVar:
             weight = getattr(reduction, "weight", None)
             if weight is not None and not isinstance(reductions.get(weight), Counted):
                 raise TypeError(
-                    f"Expected the weight {weight!r} of field {field!r} of {cls.__qualname__} to be one of its "
-                    f"counted fields, got {sorted(k for k, r in reductions.items() if isinstance(r, Counted))}."
+                    f"Expected the weight {weight!r} of field {field!r} of {cls.__qualname__} to be one of "
+                    f"its counted fields, got {[k for k, r in reductions.items() if isinstance(r, Counted)]}."
                 )
         cls._reductions, cls._vectors = reductions, frozenset(vectors)
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
@@ -89,7 +97,7 @@ class AuxVar:
             for field in cls._vectors:
                 reduction = found[field]
                 if isinstance(reduction, MaskedReduction):
-                    found[field] = dataclasses.replace(reduction, shape=(layout.size,))
+                    found[field] = with_shape(reduction, (layout.size,))
         return found
 
     def to_values(self) -> dict[str, Any]:
@@ -142,7 +150,9 @@ class AuxVar:
             column = [row[field] for row in rows]
             if isinstance(reduction, Same):
                 if any(value != column[0] for value in column):
-                    raise ValueError(f"Expected {cls.name}.{field} to be the same everywhere, got different values.")
+                    raise ValueError(
+                        f"Expected {cls.name}.{field} to be the same everywhere, got different values."
+                    )
                 combined[field] = column[0]
             elif isinstance(reduction, Public):
                 combined[field] = tuple(getattr(part, field) for part in parts)
@@ -150,9 +160,7 @@ class AuxVar:
                 weight = getattr(reduction, "weight", None)
                 weights = None if weight is None else [row[weight] for row in rows]
                 combined[field] = reduction.reduce(column, weights)
-        like = next(
-            (v for f in cls._vectors if isinstance(v := getattr(parts[0], f), Vector)), None
-        )
+        like = next((v for f in cls._vectors if isinstance(v := getattr(parts[0], f), Vector)), None)
         result = cls.from_values(combined, like)
         result._parts = tuple(parts)
         return result

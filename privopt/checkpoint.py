@@ -68,7 +68,9 @@ def _encode(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> 
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
-                raise TypeError(f"Expected string keys without a leading '$' in a state, got {key!r} at {path!r}.")
+                raise TypeError(
+                    f"Expected string keys without a leading '$' in a state, got {key!r} at {path!r}."
+                )
         return {key: _encode(item, _below(path, key), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
@@ -105,7 +107,9 @@ def load_state(data: bytes) -> dict[str, Any]:
             raise ValueError(f"format {found['format']!r}")
         state: dict[str, Any] = _decode(found["tree"], "", tensors)
     except _UNREADABLE as error:
-        raise ValueError(f"Expected a state in the format {_FORMAT}, got bytes that are none ({error}).") from error
+        raise ValueError(
+            f"Expected a state in the format {_FORMAT}, got bytes that are none ({error})."
+        ) from error
     return state
 
 
@@ -115,7 +119,7 @@ def _metadata(data: bytes) -> dict[str, str]:
         raise ValueError(f"header of {length} bytes in {len(data)}")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__")
     if not isinstance(metadata, dict):
-        raise ValueError("no metadata")
+        raise ValueError("no metadata")  # noqa: TRY004 - bytes of the wrong kind are a wrong value
     return metadata
 
 
@@ -149,7 +153,9 @@ def _vector(layout: Layout, path: str, tensors: Mapping[str, np.ndarray[Any, Any
         buffers.append(backend.pack(arrays, dtype, "cpu"))
         if any(a.shape != s.shape for a, s in zip(arrays, layout.in_block(i), strict=True)):
             raise ValueError(f"shapes at {path!r}")
-    return Vector(layout.with_blocks([b.dtype for b in layout.blocks], ["cpu"] * len(layout.blocks)), buffers, backend)
+    return Vector(
+        layout.with_blocks([b.dtype for b in layout.blocks], ["cpu"] * len(layout.blocks)), buffers, backend
+    )
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -196,5 +202,3 @@ def read_state(path: Path) -> dict[str, Any]:
         return load_state(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-

@@ -91,9 +91,7 @@ class Layout:
             spec = TensorSpec(name, tuple(int(n) for n in shape), block, sizes[block])
             sizes[block] += spec.size
             specs.append(spec)
-        return cls(
-            tuple(specs), tuple(Block(d, v, n) for (d, v), n in zip(blocks, sizes, strict=True))
-        )
+        return cls(tuple(specs), tuple(Block(d, v, n) for (d, v), n in zip(blocks, sizes, strict=True)))
 
     @property
     def size(self) -> int:

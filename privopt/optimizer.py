@@ -81,8 +81,8 @@ class Optimizer:
             if module.aux_name is not None:
                 if module.aux_name in owners:
                     raise ValueError(
-                        f"Expected one module per aux_name in an optimizer, got {owners[module.aux_name].name!r} "
-                        f"and {module.name!r} with aux_name {module.aux_name!r}."
+                        "Expected one module per aux_name in an optimizer, got "
+                        f"{owners[module.aux_name].name!r} and {module.name!r} with aux_name {module.aux_name!r}."
                     )
                 owners[module.aux_name] = module
             sender = next((m for m in owners.values() if m.aux_var is not None), None)
@@ -157,6 +157,12 @@ class Optimizer:
         found = {m.aux_name: m.collect_aux_var() for m in self.modules if m.aux_name is not None}
         return {name: value for name, value in found.items() if value is not None}
 
+    def on_aux_vars_sent(self, sent: Mapping[str, AuxVar]) -> None:
+        """Tell each module what of its auxiliary variables will really arrive."""
+        for module in self.modules:
+            if module.aux_name in sent:
+                module.on_aux_var_sent(sent[module.aux_name])
+
     def process_aux_var(self, aux_vars: Mapping[str, AuxVar]) -> None:
         """Hand each module what its counterpart shared.
 
@@ -176,9 +182,7 @@ class Optimizer:
     def aux_vars(self) -> dict[str, type[AuxVar]]:
         """The class of what each module sends at the end of a round, by `aux_name`."""
         return {
-            m.aux_name: m.aux_var
-            for m in self.modules
-            if m.aux_name is not None and m.aux_var is not None
+            m.aux_name: m.aux_var for m in self.modules if m.aux_name is not None and m.aux_var is not None
         }
 
     def aux_reductions(self, layout: Layout) -> dict[str, Reduction]:
@@ -272,9 +276,7 @@ def _rate(name: str, value: object) -> float:
 
 def _plugins(specs: Iterable[Any] | None, base: type[_P], registry: Registry) -> list[_P]:
     if isinstance(specs, str | Plugin | Mapping):
-        raise TypeError(
-            f"Expected a list of {registry.what}s, got {specs!r}. Write [{specs!r}]."
-        )
+        raise TypeError(f"Expected a list of {registry.what}s, got {specs!r}. Write [{specs!r}].")
     return [_plugin(spec, base, registry) for spec in specs or ()]
 
 

@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from .vector import Vector
 
@@ -34,15 +34,15 @@ _STATE = "privopt.state"
 _Kind = TypeVar("_Kind", bound=type)
 
 
-def state(initial: Any = 0.0) -> Any:
+def state(initial: Any = 0.0, *, init: Literal[False] = False) -> Any:
     """Declare an attribute that changes while training: saved, restored and reset because it is declared.
 
     Annotated as ``Vector`` it starts, at the first `run`, as a Vector of the gradients' layout filled
     with the number `initial`. Annotated as anything else it starts as the value itself
     (``int``, ``float``, ``bool``, ``str`` or ``None``). Annotated ``Vector | None`` with `None` it stays
-    unset until the plug-in sets it.
+    unset until the plug-in sets it. (`init` tells type checkers that a constructor takes no state.)
     """
-    return dataclasses.field(init=False, repr=False, compare=False, default=initial, metadata={_STATE: True})
+    return dataclasses.field(init=init, repr=False, compare=False, default=initial, metadata={_STATE: True})
 
 
 class Registry:
@@ -69,7 +69,7 @@ class Registry:
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name:
             raise TypeError(
-                f"Expected {cls.__qualname__} to set `name = \"...\"` (a {self.what} is found by it), "
+                f'Expected {cls.__qualname__} to set `name = "..."` (a {self.what} is found by it), '
                 "or to be declared with register=False."
             )
         known = self._classes.get(name)
@@ -216,7 +216,9 @@ class Plugin:
         names = [f.name for f in self._state]
         for name in names:
             if name not in state:
-                raise KeyError(f"Expected state {name!r} of {self._kind()} {self.name!r}, got {sorted(state)}.")
+                raise KeyError(
+                    f"Expected state {name!r} of {self._kind()} {self.name!r}, got {sorted(state)}."
+                )
         extra = sorted(set(state) - set(names))
         if extra:
             raise ValueError(f"Expected states {names} for {self._kind()} {self.name!r}, got also {extra}.")
@@ -371,15 +373,24 @@ class OptiModule(Plugin, register=False):
             self.reset()
 
     def collect_aux_var(self) -> AuxVar | Mapping[str, AuxVar] | None:
-        """What to share with the counterpart module at the end of a client's round, or the start of a server's.
+        """What to share with the counterpart: at the end of a client's round, the start of a server's.
 
         A server may return one AuxVar for all clients, or one per client id.
         """
         return None
 
+    def on_aux_var_sent(self, sent: AuxVar) -> None:
+        """Called before what `collect_aux_var` returned leaves, with the values as they will arrive.
+
+        Under masks values are clipped to their bounds and rounded. A module that sends changes of a
+        state keeps its state in step with the receiver's by adopting what was really sent.
+        """
+
     def process_aux_var(self, aux_var: AuxVar) -> None:
         """Take what the counterpart shared: on a server, the clients' AuxVars already combined."""
-        raise ValueError(f"Expected no auxiliary variables for module {self.name!r}: it declares no aux_name.")
+        raise ValueError(
+            f"Expected no auxiliary variables for module {self.name!r}: it declares no aux_name."
+        )
 
 
 class Regularizer(Plugin, register=False):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +46,14 @@ class PerTensor:
     def _with(self, operation: Callable[[Any, Any], Any], other: object, swap: bool = False) -> PerTensor:
         if isinstance(other, PerTensor):
             if other.layout.names != self.layout.names:
-                raise ValueError("Expected two PerTensors of one layout, got two that name different tensors.")
+                raise ValueError(
+                    "Expected two PerTensors of one layout, got two that name different tensors."
+                )
             value: Any = other.values
         elif isinstance(other, int | float | np.number):
             value = other
         else:
-            return NotImplemented
+            return cast(PerTensor, NotImplemented)
         left, right = (value, self.values) if swap else (self.values, value)
         with np.errstate(divide="ignore", invalid="ignore"):
             return PerTensor(self.layout, np.asarray(operation(left, right), np.float64))
@@ -218,10 +220,7 @@ class Vector:
         arrays = map(self._backend.to_numpy, self.buffers)
         return Vector(
             like.layout,
-            (
-                like._backend.from_numpy(a, b.dtype, b.device)
-                for a, b in zip(arrays, blocks, strict=True)
-            ),
+            (like._backend.from_numpy(a, b.dtype, b.device) for a, b in zip(arrays, blocks, strict=True)),
             like._backend,
         )
 
@@ -296,7 +295,9 @@ class Vector:
 
     def _spread(self, per_tensor: PerTensor, block: int) -> Array:
         if per_tensor.layout.names != self.layout.names:
-            raise ValueError("Expected a PerTensor of this Vector's layout, got one that names other tensors.")
+            raise ValueError(
+                "Expected a PerTensor of this Vector's layout, got one that names other tensors."
+            )
         kept = [i for i, s in enumerate(self.layout) if s.block == block]
         sizes = [self.layout.tensors[i].size for i in kept]
         where = self.layout.blocks[block]
@@ -305,7 +306,7 @@ class Vector:
     def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
         operands = self._operands(other)
         if operands is None:
-            return NotImplemented
+            return cast(Vector, NotImplemented)
         run = self._backend.binary
         if swap:
             return self._of(run(operation, o, b) for b, o in zip(self.buffers, operands, strict=True))
@@ -314,7 +315,7 @@ class Vector:
     def _in_place(self, operation: str, other: object) -> Self:
         result = self._binary(operation, other)
         if result is NotImplemented:
-            return NotImplemented
+            return cast(Self, NotImplemented)
         for target, source in zip(self.buffers, result.buffers, strict=True):
             self._backend.assign(target, source)
         return self
@@ -398,9 +399,7 @@ class Vector:
         if not isinstance(other, Vector) or self.layout != other.layout:
             return False
         pairs = zip(self.buffers, other.buffers, strict=True)
-        return all(
-            np.array_equal(self._backend.to_numpy(a), other._backend.to_numpy(b)) for a, b in pairs
-        )
+        return all(np.array_equal(self._backend.to_numpy(a), other._backend.to_numpy(b)) for a, b in pairs)
 
     def sqrt(self) -> Vector:
         """Elementwise square root."""

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .cohort import Statement, adverts_of, hash_roster, verify_alike
-from .encoding import Encoding
+from .encoding import Encoding, Words
 from .errors import (
     EncodingError,
     IdentityError,
@@ -77,6 +77,7 @@ class _Round(Secret):
     key: RoundKey | None
     roster: bytes = b""
     masks: Masks | None = None
+    words: Words | None = None
 
 
 class Client(Secret):
@@ -305,10 +306,36 @@ class Client(Secret):
             masks.append(Mask(key, 1 if self.name < peer else -1))
         return masks
 
+    def prepare(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> dict[str, Any]:
+        """Encode this client's values for `submit`, and say what the sum will hold of them.
+
+        For algorithms that must know what was really sent, such as those that send changes of a state: what was
+        clipped or rounded away can go into the next round's change. Calling it again replaces the values.
+
+        Args:
+            values: Values by field, for names that are no Python identifiers.
+            **fields: Further values by field.
+
+        Returns:
+            The values by masked field as the vector carries them: clipped to their bounds and rounded.
+
+        Raises:
+            PhaseError: If no round is under way.
+            EncodingError: If a value is missing or cannot be encoded; names the field.
+        """
+        state = self._round
+        if state is None:
+            raise PhaseError(f"Expected a round under way to prepare, this client is {self._phase.value}.")
+        words = state.encoding.encode({**(values or {}), **fields}, self._rounding(state.session, state.number))
+        # One client's words are the sum of a cohort of one.
+        carried = state.encoding.decode(words, 1).values
+        state.words = words
+        return carried
+
     def submit(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> bytes:
         """Encode, mask and sign this client's values: once per round, ever.
 
-        Values that cannot be encoded change nothing: correct them and call again. Once a vector was masked
+        Without values it sends those that were given to `prepare`. Values that cannot be encoded change nothing: correct them and call again. Once a vector was masked
         the round is over for this client and its keys are gone, even if the vector is never delivered.
 
         Args:
@@ -331,7 +358,10 @@ class Client(Secret):
                 )
             raise PhaseError(f"Expected phase ready to submit, this client is {self._phase.value}.")
         given = {**(values or {}), **fields}
-        words = state.encoding.encode(given, self._rounding(state.session, state.number))
+        if given or state.words is None:
+            words = state.encoding.encode(given, self._rounding(state.session, state.number))
+        else:
+            words = state.words
         masks = state.masks
         self._submitted = (state.session, state.number)
         self._drop()
@@ -345,7 +375,7 @@ class Client(Secret):
 
     def _drop(self) -> None:
         if self._round is not None:
-            self._round.key = self._round.masks = None
+            self._round.key = self._round.masks = self._round.words = None
         self._round = None
         self._phase = ClientPhase.IDLE
 

@@ -69,7 +69,9 @@ def assert_state_resumes_bitwise(cls: type[Plugin], config: dict[str, Any], shap
     assert same_state(fresh.get_state(), live.get_state())
 
 
-def assert_keeps_layout(cls: type[Plugin], config: dict[str, Any], shapes: dict[str, Any], dtype: str) -> None:
+def assert_keeps_layout(
+    cls: type[Plugin], config: dict[str, Any], shapes: dict[str, Any], dtype: str
+) -> None:
     plugin = build(cls, config)
     grads, weights = gradients(0, shapes, dtype), gradients(1, shapes, dtype)
     before = grads.copy(), weights.copy()
@@ -104,4 +106,6 @@ def assert_equals_reference(
     for step in range(1, steps + 1):
         grads = gradients(step, shapes)
         out = run(plugin, grads, weights).flatten()
-        np.testing.assert_allclose(out, reference(grads.flatten(), weights.flatten(), step), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            out, reference(grads.flatten(), weights.flatten(), step), rtol=1e-12, atol=1e-12
+        )

@@ -11,8 +11,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Inside privopt, the core never imports the run.
-RUN = {"federation", "datafiles", "cli", "console", "report", "audit", "config", "tables", "data", "models", "integrations"}
-CORE = {"layout", "vector", "backends", "plugin", "auxvar", "modules", "regularizers", "optimizer", "checkpoint"}
+RUN = {
+    "federation",
+    "datafiles",
+    "cli",
+    "console",
+    "report",
+    "audit",
+    "config",
+    "tables",
+    "data",
+    "models",
+    "integrations",
+}
+CORE = {
+    "layout",
+    "vector",
+    "backends",
+    "plugin",
+    "auxvar",
+    "modules",
+    "regularizers",
+    "optimizer",
+    "checkpoint",
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -59,7 +81,17 @@ def test_every_module_of_privopt_is_core_or_run() -> None:
 
 @pytest.mark.parametrize("package", ["privopt", "secagg", "dp"])
 def test_importing_a_package_loads_no_framework(package: str) -> None:
-    heavy = ["torch", "jax", "tensorflow", "opacus", "dp_accounting", "flwr", "scipy", "sklearn", "matplotlib"]
+    heavy = [
+        "torch",
+        "jax",
+        "tensorflow",
+        "opacus",
+        "dp_accounting",
+        "flwr",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+    ]
     code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

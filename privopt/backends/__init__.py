@@ -75,9 +75,7 @@ class Backend(Protocol):
     def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
         """Inner products of the segments that begin at `starts` (the last one ends the buffer)."""
 
-    def repeat(
-        self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str
-    ) -> Array:
+    def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         """Each value as often as its segment is long."""
 
 

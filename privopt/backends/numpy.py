@@ -116,9 +116,7 @@ class NumpyBackend:
             ]
         )
 
-    def repeat(
-        self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str
-    ) -> Array:
+    def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         return np.repeat(values.astype(dtype), sizes)
 
 

@@ -129,9 +129,7 @@ class TorchBackend:
             ]
         )
 
-    def repeat(
-        self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str
-    ) -> Array:
+    def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         each = torch.from_numpy(values).to(device=device, dtype=_dtype(dtype))
         return torch.repeat_interleave(each, torch.tensor(sizes, device=device))
 

@@ -94,7 +94,6 @@ class Client:
         self._masks = masks
         self._roster = roster
         self._secure: secagg.Client | None = None
-        self._values: dict[str, Any] | None = None
         self._round = 0
         self._pending: dict[str, Any] | None = None
         self._base: dict[str, Any] = optimizer.get_state()
@@ -133,15 +132,18 @@ class Client:
             raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
         weights = load_state(message.weights)["weights"]
         if not isinstance(weights, Vector):
-            raise ValueError("Expected the model's weights in a round's first message, got something else.")
+            raise ValueError(  # noqa: TRY004 - bytes of the wrong kind are a wrong value
+                "Expected the model's weights in a round's first message, got something else."
+            )
         aux = _read_aux(load_state(message.aux))
         self._settle(message.accepted.get(self.id, 0))
-        self._secure = self._values = None
+        self._secure = None
         try:
             values, releases = self._train(message, weights, aux)
         except dp.PrivacyBudgetExceeded:
             return self._stopped(message.round, "budget", [])
         if message.offer is None:
+            self._keep(message.round)
             return encode(Clear(self.id, message.round, dump_state(values), releases, self._epsilon()))
         return self._advertise(message, values, releases)
 
@@ -176,17 +178,19 @@ class Client:
                 optimizer.step(problem.noised_gradient(draw(step)), problem.weights)
             self.privacy.ledger.commit(reservation)
         values: dict[str, Any] = {"update": (problem.weights - start).flatten()}
-        values["weight"] = {"uniform": 1, "samples": problem.num_samples, "steps": message.steps}[self.weighting]
+        values["weight"] = {"uniform": 1, "samples": problem.num_samples, "steps": message.steps}[
+            self.weighting
+        ]
         if "metrics.loss" in self.schema:
             values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
         for name, collected in optimizer.collect_aux_var().items():
             values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
-        # Before anything is sent: whoever restarts this client must be able to tell both outcomes apart.
-        self._round, self._pending = message.round, optimizer.get_state()
-        self.home.write_state(
-            self.run, {"round": self._round, "base": self._base, "pending": self._pending}
-        )
         return values, releases
+
+    def _keep(self, number: int) -> None:
+        """Before anything is sent: whoever restarts this client must be able to tell both outcomes apart."""
+        self._round, self._pending = number, self.optimizer.get_state()
+        self.home.write_state(self.run, {"round": number, "base": self._base, "pending": self._pending})
 
     def _batch(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         included = generator.random(self.problem.num_samples) < self._sample_rate
@@ -211,16 +215,23 @@ class Client:
             self._secure = None
             return self._stopped(message.round, "refused", releases)
         assert advert is not None  # noqa: S101 - an offer is answered
-        self._values = values
+        carried = self._secure.prepare(values)
+        self.optimizer.on_aux_vars_sent(
+            {
+                name: cls.from_values(_fields_of(name, {**declared, **carried}), self.problem.weights)
+                for name, cls in self.optimizer.aux_vars().items()
+            }
+        )
+        self._keep(message.round)
         return encode(Ready(self.id, message.round, advert, releases, self._epsilon()))
 
     def _submit(self, message: Roster) -> bytes:
-        if self._secure is None or self._values is None or message.round != self._round:
+        if self._secure is None or message.round != self._round:
             raise ValueError(f"Expected no roster of round {message.round} now: no advert of it stands.")
-        secure, values = self._secure, self._values
+        secure = self._secure
         secure.receive(message.roster)
-        self._secure = self._values = None
-        return encode(Submit(self.id, message.round, secure.submit(values)))
+        self._secure = None
+        return encode(Submit(self.id, message.round, secure.submit()))
 
     def _stopped(self, number: int, reason: str, releases: list[Release]) -> bytes:
         return encode(Stopped(self.id, number, reason, releases, self._epsilon()))
@@ -250,11 +261,15 @@ def _read_aux(state: Mapping[str, Any]) -> dict[str, AuxVar]:
     return found
 
 
+def _fields_of(aux_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one aux-var, by field."""
+    prefix = f"{aux_name}."
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
 def _placed(aux_var: AuxVar, like: Vector) -> AuxVar:
     """The same with every Vector where the model's weights are."""
     for name, value in vars(aux_var).items():
         if isinstance(value, Vector):
             setattr(aux_var, name, value.to(like))
     return aux_var
-
-

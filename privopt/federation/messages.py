@@ -127,4 +127,6 @@ def decode(data: bytes) -> Message:
     try:
         return _DECODER.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"Expected a message of a federated round, got {len(data)} bytes that are none.") from error
+        raise ValueError(
+            f"Expected a message of a federated round, got {len(data)} bytes that are none."
+        ) from error

@@ -60,8 +60,8 @@ class TorchProblem:
         buffers = [name for name, _ in model.named_buffers()]
         if buffers:
             raise ValueError(
-                f"Expected a model whose state is its parameters, got the buffers {buffers}. Layers with running "
-                "statistics (BatchNorm) mix samples: replace them by GroupNorm or LayerNorm."
+                f"Expected a model whose state is its parameters, got the buffers {buffers}. Layers with "
+                "running statistics (BatchNorm) mix samples: replace them by GroupNorm or LayerNorm."
             )
         self.model = model
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -11,6 +11,8 @@ __all__ = ["MOST_SAMPLES", "round_schema"]
 
 MOST_SAMPLES = 1_000_000
 """Largest weight of a client that is weighed by its samples or steps."""
+FIRST_BOUND = 4.0
+"""Adaptive bound of the first update: generous, since a value that is clipped is wrong and a coarse one is not."""
 LOSS_BOUND = 64.0
 
 
@@ -40,7 +42,7 @@ def round_schema(
     """
     if weighting not in ("uniform", "samples", "steps"):
         raise ValueError(f"Expected weighting 'uniform', 'samples' or 'steps', got {weighting!r}.")
-    limit = secagg.adaptive() if isinstance(bound, str) else bound
+    limit = secagg.adaptive(initial=FIRST_BOUND) if isinstance(bound, str) else bound
     fields = {
         "update": secagg.averaged(limit, weight="weight", bits=bits, shape=(layout.size,)),
         "weight": secagg.counted(at_most=1 if weighting == "uniform" else MOST_SAMPLES),

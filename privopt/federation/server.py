@@ -117,15 +117,13 @@ class Server:
             client_optimizer, weights.layout, weighting=weighting, bits=bits, bound=bound, loss=loss
         )
         self.round = 0
-        self.accepted: dict[str, int] = {name: 0 for name in roster.clients}
-        self.recorded: dict[str, int] = {name: 0 for name in roster.clients}
+        self.accepted: dict[str, int] = dict.fromkeys(roster.clients, 0)
+        self.recorded: dict[str, int] = dict.fromkeys(roster.clients, 0)
         self._aux_classes = client_optimizer.aux_vars()
         self._identity = identity
         self._roster = roster
         self._masks = masks
-        self._bounds: dict[str, float] = {}
-        self._session = secagg.new_session()
-        self._secure: secagg.Server | None = None
+        self._secure = self._masked_rounds({})
         self._clear: dict[str, Clear] = {}
         self._ready: set[str] = set()
         self._submitted: set[str] = set()
@@ -135,9 +133,16 @@ class Server:
         return f"Server(run={self.run!r}, round={self.round})"
 
     @property
-    def session(self) -> bytes:
-        """Random id that binds this process's rounds together; a resumed run has a new one."""
-        return self._session
+    def roster_keys(self) -> secagg.Roster:
+        """The pinned public keys of all participants."""
+        return self._roster
+
+    def _masked_rounds(self, bounds: Mapping[str, float]) -> secagg.Server | None:
+        """The masked rounds of this process: a session of their own, so that no round's keys come twice."""
+        if self._masks is None:
+            return None
+        schema = self.schema.with_bounds(bounds) if bounds else self.schema
+        return secagg.Server(self._identity, self._roster, schema, policy=self._masks)
 
     # ---- a round ----------------------------------------------------------------------------------------
 
@@ -145,10 +150,8 @@ class Server:
         """Open the next round; returns the message for every client."""
         number = self.round + 1
         self._report = RoundReport(number, clients={name: ClientReport() for name in self._roster.clients})
-        self._clear, self._ready, self._submitted, self._secure = {}, set(), set(), None
-        aux = {
-            name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()
-        }
+        self._clear, self._ready, self._submitted = {}, set(), set()
+        aux = {name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()}
         message = Begin(
             run=self.run,
             round=number,
@@ -159,12 +162,8 @@ class Server:
             recorded=dict(self.recorded),
             offer=None,
         )
-        if self._masks is not None:
-            schema = self.schema.with_bounds(self._bounds)
-            self._report.bounds = schema.adaptive_bounds()
-            self._secure = secagg.Server(
-                self._identity, self._roster, schema, policy=self._masks, session=self._session
-            )
+        if self._secure is not None:
+            self._report.bounds = self._secure.schema.adaptive_bounds()
             offer = self._secure.open(number, context=message.context())
             message = msgspec.structs.replace(message, offer=offer)
         data = encode(message)
@@ -200,7 +199,7 @@ class Server:
                 self._verify_sender(client, self._secure.receive(message.advert))
                 self._ready.add(client)
             elif isinstance(message, Clear):
-                if self._masks is not None:
+                if self._secure is not None:
                     raise ValueError("Expected masked values in this run, got values in clear.")
                 self._clear[client] = message
                 report.status = "ok"
@@ -244,7 +243,7 @@ class Server:
         if self._secure is not None:
             result = self._secure.result()
             values, survivors = dict(result.values), tuple(result.survivors)
-            report.clipped, self._bounds = dict(result.clipped), dict(result.bounds)
+            report.clipped = dict(result.clipped)
         else:
             if not self._clear:
                 raise secagg.CohortError("Expected at least one client's values, got none.")
@@ -266,7 +265,7 @@ class Server:
         return self._close()
 
     def _close(self) -> RoundReport:
-        self._secure, self._clear = None, {}
+        self._clear = {}
         self.round = self._report.round
         for name, client in self._report.clients.items():
             sequences = [release["ledger_sequence"] for release in client.releases]
@@ -298,7 +297,7 @@ class Server:
             "optimizer": self.optimizer.get_state(),
             "accepted": dict(self.accepted),
             "recorded": dict(self.recorded),
-            "bounds": dict(self._bounds),
+            "bounds": {} if self._secure is None else self._secure.schema.adaptive_bounds(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -307,7 +306,7 @@ class Server:
         self.weights.assign(state["weights"])
         self.round = state["round"]
         self.accepted, self.recorded = dict(state["accepted"]), dict(state["recorded"])
-        self._bounds = dict(state["bounds"])
+        self._secure = self._masked_rounds(state["bounds"])
 
 
 def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import dp
 from dp.random import Source, secure_source
+
+import dp
 
 from ..plugin import OptiModule, state
 from ..vector import Vector

@@ -21,7 +21,7 @@ class ScaffoldAuxVar(AuxVar):
     """What a client sends: the change of its control variate, and whether the server has counted it yet."""
 
     name = "scaffold"
-    delta: Vector = summed(bound=adaptive(), bits=16)
+    delta: Vector = summed(bound=adaptive(initial=4.0), bits=16)
     first: int = counted(at_most=1)
 
 
@@ -41,7 +41,8 @@ class ScaffoldClient(OptiModule):
     Under DP the gradients that enter are noised already, so what is sent is post-processing.
 
     Guarantees:
-        - Over accepted rounds, the sum of what was sent equals ``c_i``.
+        - Over accepted rounds, the sum of what arrived at the server equals ``c_i``: what masks round or clip
+          away in one round is sent with the next.
         - `first` is 1 until a round was accepted, 0 ever after.
     """
 
@@ -74,6 +75,11 @@ class ScaffoldClient(OptiModule):
             raise ValueError("Expected at least one step since the round started, got none: nothing to send.")
         self.pending = self.total / self.steps
         return ScaffoldAuxVar(delta=self.pending - self.control, first=0 if self.known else 1)
+
+    def on_aux_var_sent(self, sent: AuxVar) -> None:
+        # What was rounded or clipped away stays in the next round's change, so that both sides agree.
+        if isinstance(sent, ScaffoldAuxVar):
+            self.pending = self.control + sent.delta
 
     def on_round_end(self, accepted: bool) -> None:
         if self.pending is not None and accepted:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import secagg
 from privopt import (
     AuxVar,
-    OptiModule,
     Optimizer,
+    OptiModule,
     Vector,
     adaptive,
     averaged,
@@ -86,19 +86,21 @@ def test_what_differs_where_it_must_be_the_same_is_refused() -> None:
 
 
 def test_reductions_without_a_sum_are_refused_when_the_class_is_defined() -> None:
-    with pytest.raises(TypeError, match=r"'union' cannot be carried by a masked sum \(field 'names' of .*Bad"):
+    with pytest.raises(
+        TypeError, match=r"'union' cannot be carried by a masked sum \(field 'names' of .*Bad"
+    ):
 
         class Bad(AuxVar, register=False):
             name = "bad"
             names: set[str] = secagg.union()
 
-    with pytest.raises(TypeError, match="field 'delta' of .*Undeclared"):
+    with pytest.raises(TypeError, match=r"field 'delta' of .*Undeclared"):
 
         class Undeclared(AuxVar, register=False):
             name = "undeclared"
             delta: Vector
 
-    with pytest.raises(TypeError, match="field 'delta' of .*Default"):
+    with pytest.raises(TypeError, match=r"field 'delta' of .*Default"):
 
         class Default(AuxVar, register=False):
             name = "default"

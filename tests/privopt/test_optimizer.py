@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dp
-from privopt import OptiModule, Optimizer, Vector, state
+from privopt import Optimizer, OptiModule, Vector, state
 from privopt.checkpoint import dump_state, load_state
 from privopt.modules import GaussianNoise, ScaffoldClient, ScaffoldState
 from tests.contracts import gradients, same_state
@@ -17,7 +17,9 @@ CHAIN = [("l2-global-clipping", {"max_norm": 0.5}), "adam", "momentum"]
 
 def test_one_step_follows_the_documented_formula() -> None:
     grads, weights = gradients(0, SHAPES), gradients(1, SHAPES)
-    updates = Optimizer(0.1, w_decay=0.01, regularizers=[("ridge", {"alpha": 0.5})]).compute_updates(grads, weights)
+    updates = Optimizer(0.1, w_decay=0.01, regularizers=[("ridge", {"alpha": 0.5})]).compute_updates(
+        grads, weights
+    )
     expected = -(0.1 * (grads.flatten() + weights.flatten()) + 0.01 * weights.flatten())
     np.testing.assert_allclose(updates.flatten(), expected, rtol=1e-14)
 

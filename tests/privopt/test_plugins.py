@@ -15,7 +15,9 @@ from tests.statistical import assert_mean, assert_std
 
 UNIT = st.floats(0, 0.999)
 CONFIGS = {
-    "momentum": st.fixed_dictionaries({"beta": UNIT, "nesterov": st.booleans(), "round_reset": st.booleans()}),
+    "momentum": st.fixed_dictionaries(
+        {"beta": UNIT, "nesterov": st.booleans(), "round_reset": st.booleans()}
+    ),
     "adam": st.fixed_dictionaries(
         {
             "beta_1": UNIT,
@@ -86,7 +88,10 @@ def torch_updates(make: object, grads: list[Vector], start: Vector) -> list[np.n
     ("module", "make"),
     [
         (Momentum(beta=0.8), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.8)),
-        (Momentum(beta=0.7, nesterov=True), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.7, nesterov=True)),
+        (
+            Momentum(beta=0.7, nesterov=True),
+            lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.7, nesterov=True),
+        ),
         (Adam(beta_1=0.85, beta_2=0.97, eps=1e-5), lambda p: torch.optim.Adam(p, 0.03, (0.85, 0.97), 1e-5)),
         (
             Adam(beta_1=0.85, beta_2=0.6, eps=1e-5, amsgrad=True),

@@ -29,7 +29,9 @@ def models(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32", "float64")) ->
     finite = {"min_value": -100.0, "max_value": 100.0, "width": 32}
     return {
         name: draw(
-            npst.arrays(draw(st.sampled_from(dtypes)), draw(st.sampled_from(SHAPES)), elements=st.floats(**finite))
+            npst.arrays(
+                draw(st.sampled_from(dtypes)), draw(st.sampled_from(SHAPES)), elements=st.floats(**finite)
+            )
         )
         for name in names
     }
@@ -66,7 +68,9 @@ OPERATIONS = {
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("name", list(OPERATIONS))
 @given(arrays=models(("float32", "float64")))
-def test_arithmetic_is_numpys_tensor_by_tensor(framework: str, name: str, arrays: dict[str, np.ndarray]) -> None:
+def test_arithmetic_is_numpys_tensor_by_tensor(
+    framework: str, name: str, arrays: dict[str, np.ndarray]
+) -> None:
     run = OPERATIONS[name]
     other = {k: np.asarray(a * 0.5 + 1, a.dtype) for k, a in arrays.items()}
     result = values(run(make(framework, arrays), make(framework, other)))
@@ -109,7 +113,9 @@ def test_reductions_are_over_all_tensors_in_float64(framework: str, arrays: dict
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_per_tensor_value_scales_each_tensor(framework: str) -> None:
-    vector = make(framework, {"a": np.ones((2, 2), np.float32), "b": np.ones(3), "c": np.ones((), np.float32)})
+    vector = make(
+        framework, {"a": np.ones((2, 2), np.float32), "b": np.ones(3), "c": np.ones((), np.float32)}
+    )
     per = PerTensor(vector.layout, np.array([1.0, 2.0, 3.0]))
     result = values(vector * (2 / per))
     np.testing.assert_allclose(result["a"], 2.0)

@@ -1,0 +1,450 @@
+"""A run on one machine, from a config to a folder that can be audited and resumed: floor 6.
+
+The folder is written so that a kill at any moment leaves a run that `resume` continues: a round's line
+of ``metrics.jsonl`` first, the server's checkpoint after it, and the clients' states before anything is sent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import dp
+import secagg
+
+from .. import config as configs
+from .. import data as datasets
+from .. import models
+from ..checkpoint import dump_state, read_state, write_atomic, write_state
+from ..optimizer import Optimizer
+from ..tables import Config, OptimizerSpec
+from .federation import Federation, Transport, build_federation
+from .observer import Observer, Silent
+from .privacy import PrivacyPlan
+from .problem import TorchProblem
+from .server import RoundReport
+
+__all__ = ["resume", "train"]
+
+FORMAT = 1
+
+
+def train(
+    config: Config,
+    *,
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    source: dp.random.Source | None = None,
+    transport: Transport | None = None,
+) -> dict[str, Any]:
+    """Run a federation on this machine.
+
+    Args:
+        config: What to run.
+        folder: Where to keep the run; by default a new folder below ``config.out``.
+        observer: Told how it goes.
+        source: Randomness of batches and noise under DP; the operating system's by default. A test may
+            pass `dp.random.insecure_source`; it is written nowhere and must be given again to `resume`.
+        transport: Delivers messages to clients (see `Federation`).
+
+    Returns:
+        What the observer's `finished` is told: ``folder, rounds, accuracy, twin_accuracy, epsilon, delta``...
+
+    Raises:
+        ValueError: If the config, the data or the model cannot be used; nothing was written then.
+        dp.PrivacyParameterError: If the privacy parameters cannot, for a client's number of rows.
+    """
+    configs.check(config)
+    parts = _Parts(config)
+    path = _new_folder(config) if folder is None else folder
+    try:
+        path.mkdir(parents=True, exist_ok=folder is None)
+        run = _Run(parts, path, path.name, observer or Silent(), source, transport)
+        run.write_facts()
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return run.go()
+
+
+def resume(
+    folder: Path,
+    *,
+    observer: Observer | None = None,
+    source: dp.random.Source | None = None,
+    transport: Transport | None = None,
+) -> dict[str, Any]:
+    """Continue a run that stopped, from the last round that its server closed.
+
+    Without DP, and with it where the stop fell between two rounds and the source is an insecure
+    one, the weights end as those of the run that was never stopped, bit for bit. A round that was under way
+    is done again: what it may have released counts as spent, and batches and noise are drawn afresh.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If a file in it is damaged.
+    """
+    path = Path(folder)
+    config = configs.from_json((path / "config.json").read_bytes())
+    facts = json.loads((path / "run.json").read_bytes())
+    run = _Run(_Parts(config), path, facts["id"], observer or Silent(), source, transport)
+    run.facts["created"] = facts["created"]
+    run.load()
+    return run.go()
+
+
+# ---- what a config names, made ---------------------------------------------------------------------------
+
+
+class _Parts:
+    """Data, models, optimizers and the privacy plan: everything that a user can have got wrong."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data = datasets.load(config.data, config.seed, private=config.dp.enabled)
+        self.steps = config.steps_per_round
+        self.plan = self._plan() if config.dp.enabled else None
+        for optimizer in (config.client.optimizer, config.server.optimizer):
+            _optimizer(optimizer)
+        self.model()
+
+    def model(self) -> Any:
+        return models.build(self.config.model, self.data.input_shape, self.data.classes, self.config.seed)
+
+    def _plan(self) -> PrivacyPlan:
+        private = self.config.dp
+        for client in self.data.clients:
+            dp.check_delta(private.delta, len(client.y), who=client.id)
+        return PrivacyPlan.calibrated(
+            epsilon=private.epsilon,
+            delta=private.delta,
+            clip_norm=private.clip_norm,
+            sample_rate=private.sampler.rate,
+            num_steps=self.config.rounds * self.steps,
+        )
+
+    def dataset(self, client: str) -> str:
+        """Name of a client's dataset in its ledger."""
+        return client if self.config.data.name == "own" else f"{self.config.data.name}/{client}"
+
+    def masks(self) -> secagg.Policy | None:
+        wanted = self.config.masks
+        if not wanted.enabled:
+            return None
+        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_small)
+
+    def federation(
+        self,
+        run: str,
+        homes: Callable[[str], Path],
+        server_home: Path,
+        source: dp.random.Source | None,
+        transport: Transport | None,
+    ) -> tuple[Federation, TorchProblem]:
+        """The clients and the server of a run, and the server's model."""
+        config, clients = self.config, {client.id: client for client in self.data.clients}
+        problems = {name: TorchProblem(self.model(), c.x, c.y) for name, c in clients.items()}
+        test = self.data.test or (np.zeros((0, *self.data.input_shape), np.float32), np.zeros(0, np.int64))
+        central = TorchProblem(self.model(), *test)
+        federation = build_federation(
+            problems,
+            central,
+            homes=homes,
+            server_home=server_home,
+            run=run,
+            client_optimizer=functools.partial(_optimizer, config.client.optimizer),
+            server_optimizer=_optimizer(config.server.optimizer),
+            steps=self.steps,
+            seed=config.seed,
+            sample_rate=config.dp.sampler.rate,
+            plan=self.plan,
+            private_gradient=lambda name: self._private_gradient(problems[name]),
+            source=source,
+            masks=self.masks(),
+            disclose=config.dp.disclose,
+            weighting=config.server.weighting,
+            bits=config.masks.bits,
+            bound=config.masks.bound,
+            dataset=self.dataset,
+            transport=transport,
+        )
+        return federation, central
+
+    def _private_gradient(self, problem: TorchProblem) -> dp.PrivateGradient:
+        assert self.plan is not None  # noqa: S101 - called for private runs only
+        return dp.PrivateGradient(
+            dp.OpacusClipper(problem.model),
+            problem.x.numpy(),
+            problem.y.numpy(),
+            sampler=dp.PoissonSampler(problem.num_samples, self.plan.sample_rate),
+            clip_norm=self.plan.clip_norm,
+            noise_multiplier=self.plan.noise_multiplier,
+        )
+
+
+def _optimizer(spec: OptimizerSpec) -> Optimizer:
+    return Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
+
+
+def _new_folder(config: Config) -> Path:
+    """The first free ``<out>/<date>-<data>-<n>``."""
+    stem = f"{datetime.datetime.now(datetime.UTC).date().isoformat()}-{config.data.name}"
+    number = 1
+    while (path := Path(config.out) / f"{stem}-{number}").exists():
+        number += 1
+    return path
+
+
+# ---- a run and its folder --------------------------------------------------------------------------------
+
+
+@dataclass
+class _Evaluated:
+    accuracy: float | None
+    loss: float | None
+
+
+class _Run:
+    """One federation and the files that it leaves."""
+
+    def __init__(
+        self,
+        parts: _Parts,
+        folder: Path,
+        run: str,
+        observer: Observer,
+        source: dp.random.Source | None,
+        transport: Transport | None,
+    ) -> None:
+        self.parts = parts
+        self.folder = folder
+        self.id = run
+        self.observer = observer
+        self.last: dict[str, Any] = {}
+        config = parts.config
+        homes = config.client.home or str(folder / "homes" / "{id}")
+        server_home = Path(config.server.home or folder / "homes" / "server")
+        self.federation, self.central = parts.federation(
+            run, lambda name: Path(homes.replace("{id}", name)), server_home, source, transport
+        )
+        self.facts = self._facts()
+        self.rounds: list[dict[str, Any]] = []
+
+    def _facts(self) -> dict[str, Any]:
+        """What ``run.json`` says; public values only."""
+        from .. import __version__
+
+        config, parts, server = self.parts.config, self.parts, self.federation.server
+        rows = {client.id: len(client.y) for client in parts.data.clients}
+        roster = server.roster_keys
+        plan = parts.plan
+        disclosed = [f"{name} (disclosed by the config)" for name in config.dp.disclose] if plan else []
+        if plan is not None:
+            disclosed.insert(0, "sample counts (declared public)")
+        for optimizer in (config.client.optimizer, config.server.optimizer):
+            from ..modules import NoiseModule
+
+            for module in _optimizer(optimizer).modules:
+                if isinstance(module, NoiseModule):
+                    disclosed.append(f"{module.name}: {module.event.reason}")
+        return {
+            "format": FORMAT,
+            "id": self.id,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "privopt_version": __version__,
+            "data": parts.data.description,
+            "clients": [
+                {
+                    "id": name,
+                    "public_key": key.hex(),
+                    "rows": rows[name],
+                    "ledger_key": self._ledger_key(name),
+                    "dataset": parts.dataset(name),
+                }
+                for name, key in roster.clients.items()
+            ],
+            "server": {"public_key": roster.server.hex()},
+            "model": {
+                "parameters": self.central.weights.size,
+                "layout": self.central.weights.layout.to_json(),
+            },
+            "dp": None
+            if plan is None
+            else {
+                **asdict(plan),
+                "steps": parts.steps,
+                "rounds": config.rounds,
+                "planned_steps": plan.num_steps,
+            },
+            "masks": self._masks_facts(),
+            "disclosed": disclosed,
+            "twin": None,
+        }
+
+    def _ledger_key(self, name: str) -> str | None:
+        privacy = self.federation.clients[name].privacy
+        return None if privacy is None else privacy.ledger.public_key.hex()
+
+    def _masks_facts(self) -> dict[str, Any] | None:
+        if not self.parts.config.masks.enabled:
+            return None
+        found = secagg.explain(self.federation.server.schema, len(self.federation.clients))
+        return {
+            "bits": self.parts.config.masks.bits,
+            "words": found.words,
+            "bytes_per_value": found.bytes_per_value,
+            "bytes_per_parameter": 8 * found.words / max(1, self.central.weights.size),
+            "explain": found.to_dicts(),
+        }
+
+    # ---- files -------------------------------------------------------------------------------------------
+
+    def write_facts(self) -> None:
+        """``config.json`` and ``run.json``."""
+        write_atomic(self.folder / "config.json", configs.to_json(self.parts.config).encode())
+        self._write_run()
+
+    def _write_run(self) -> None:
+        write_atomic(self.folder / "run.json", (json.dumps(self.facts, indent=1) + "\n").encode())
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint" / "server.safetensors"
+
+    def load(self) -> None:
+        """Go back to the last round that the server closed."""
+        if self._checkpoint.exists():
+            self.federation.server.set_state(read_state(self._checkpoint))
+        done = self.federation.server.round
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
+        # A line that the checkpoint does not know of belongs to a round that will be done again.
+        self.rounds = [line for text in lines[:done] if (line := json.loads(text))["round"] <= done]
+        kept = b"".join(text + b"\n" for text in lines[: len(self.rounds)])
+        write_atomic(metrics, kept)
+        self.last = self.rounds[-1] if self.rounds else {}
+        self._write_run()
+
+    def _record(self, report: RoundReport) -> dict[str, Any]:
+        scores = self._evaluate()
+        plan, steps = self.parts.plan, self.parts.steps
+        line = {
+            "round": report.round,
+            "status": report.status,
+            "reason": report.reason,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "training_loss": report.loss,
+            "clients": {
+                name: {
+                    "status": client.status,
+                    "epsilon": client.epsilon if client.epsilon is not None else self._epsilon_before(name),
+                    "steps": self._steps_before(name)
+                    + (sum(r["steps"] for r in client.releases) if plan else steps * (client.status == "ok")),
+                }
+                for name, client in report.clients.items()
+            },
+            "releases": {name: c.releases for name, c in report.clients.items() if c.releases},
+            "clipped": report.clipped,
+            "bounds": report.bounds,
+            "bytes_up": report.bytes_up,
+            "bytes_down": report.bytes_down,
+            "seconds": round(self.federation.seconds, 4),
+        }
+        with (self.folder / "metrics.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._checkpoint.parent.mkdir(exist_ok=True)
+        write_state(self._checkpoint, self.federation.server.get_state())
+        self.rounds.append(line)
+        self.last = line
+        return line
+
+    def _epsilon_before(self, client: str) -> float | None:
+        found: float | None = self.last.get("clients", {}).get(client, {}).get("epsilon")
+        return found
+
+    def _steps_before(self, client: str) -> int:
+        return int(self.last.get("clients", {}).get(client, {}).get("steps", 0))
+
+    def _evaluate(self) -> _Evaluated:
+        if self.parts.data.test is None:
+            return _Evaluated(None, None)
+        return _Evaluated(*self.central.evaluate(*self.parts.data.test))
+
+    # ---- the run -----------------------------------------------------------------------------------------
+
+    def go(self) -> dict[str, Any]:
+        """All rounds that are left, then what the folder ends with."""
+        config = self.parts.config
+        self.observer.started({**self.facts, "config": json.loads(configs.to_json(config))})
+        for report in self.federation.run(config.rounds):
+            self.observer.round_done(self._record(report))
+        if config.twin and self.parts.data.built_in and (config.dp.enabled or config.masks.enabled):
+            accuracy = _twin(config)
+            self.facts["twin"] = {"accuracy": accuracy}
+            self.observer.twin_done({"accuracy": accuracy})
+        return self._finish()
+
+    def _finish(self) -> dict[str, Any]:
+        from ..report import write_report
+
+        self._write_run()
+        weights = self.central.weights.to_numpy()
+        write_atomic(self.folder / "model.safetensors", dump_state({"weights": weights}))
+        ledgers = self.folder / "ledgers"
+        ledgers.mkdir(exist_ok=True)
+        for client in self.federation.clients.values():
+            if client.privacy is not None:
+                client.privacy.ledger.export(ledgers / f"{client.id}.json")
+        scores = self._evaluate()
+        spent = [c["epsilon"] for c in self.last.get("clients", {}).values() if c["epsilon"] is not None]
+        outcome = {
+            "folder": str(self.folder),
+            "rounds": self.federation.server.round,
+            "aborted": sum(line["status"] == "aborted" for line in self.rounds),
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "twin_accuracy": (self.facts["twin"] or {}).get("accuracy"),
+            "epsilon": max(spent, default=None),
+            "delta": None if self.parts.plan is None else self.parts.plan.delta,
+        }
+        write_report(self.folder)
+        self.observer.finished(outcome)
+        return outcome
+
+
+def _twin(config: Config) -> float | None:
+    """Accuracy of the same run without privacy: no clipping, no noise, no masks. Public data only."""
+    plain = msgspec.structs.replace(
+        config,
+        dp=msgspec.structs.replace(config.dp, enabled=False),
+        masks=msgspec.structs.replace(config.masks, enabled=False),
+    )
+    parts = _Parts(plain)
+    with _temporary() as folder:
+        federation, central = parts.federation(
+            "twin", lambda name: folder / name, folder / "server", None, None
+        )
+        for _ in federation.run(plain.rounds):
+            pass
+    return None if parts.data.test is None else central.evaluate(*parts.data.test)[0]
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="privopt-") as name:
+        yield Path(name)
