@@ -150,6 +150,22 @@ def _parse_value(text: str, value: str) -> Any:
         return value
 
 
+def check_plugins(config: Config) -> None:
+    """Refuse plug-ins that do not exist, or parameters that they do not take.
+
+    Raises:
+        ConfigError: Naming the key, the plug-in and the nearest name.
+    """
+    from .optimizer import Optimizer
+
+    for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
+        try:
+            Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
+        except (TypeError, ValueError, KeyError) as error:
+            text = error.args[0] if error.args else type(error).__name__
+            raise ConfigError(f"{side}.optimizer: {text}") from error
+
+
 # --- layers -----------------------------------------------------------------------------------------------
 
 
@@ -247,6 +263,8 @@ def _unknown_key(path: tuple[str, ...], siblings: Sequence[str], where: str) -> 
 
 
 def _expectation(kind: Any, text: str) -> str:
+    if typing.get_origin(kind) is tuple and "[" in text.partition(" - at")[2]:
+        return "a list of " + _expectation(typing.get_args(kind)[0], text.replace("[", ""))
     choices = list(_choices(kind))
     if choices:
         plain = ["a number"] if float in typing.get_args(kind) else []
@@ -321,7 +339,7 @@ epsilon = 8.0            # most that any client spends over the run
 delta = 1e-3             # must lie below one over each client's own rows
 clip_norm = 0.5          # L2 bound on one sample's gradient
 sampler = {name = "poisson", rate = 0.2}   # each row joins a batch with this probability
-disclose = []            # what may leave without a price; the audit lists it
+disclose = []            # what may leave without a price: "loss" (of training); the audit lists it
 
 [masks]
 enabled = true

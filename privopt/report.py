@@ -194,9 +194,14 @@ def _result_charts(run: RunFolder) -> str:
     )
     loss = line_chart(
         "Loss by round",
-        [Line("this run", [(li.round, li.loss) for li in ok if li.loss is not None])],
+        [
+            Line("test rows", [(li.round, li.loss) for li in ok if li.loss is not None]),
+            Line(
+                "clients' rows", [(li.round, li.training_loss) for li in ok if li.training_loss is not None]
+            ),
+        ],
         x_label="round",
-        y_label="cross-entropy on public test rows (nats)",
+        y_label="cross-entropy (nats)",
         unit=" nats",
         crosses=crosses,
         from_zero=True,

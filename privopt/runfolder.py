@@ -124,7 +124,7 @@ class RunFacts(msgspec.Struct, frozen=True):
 class ClientRound(msgspec.Struct, frozen=True):
     """One client in one round: how it went, and what it has spent and released so far."""
 
-    status: Literal["ok", "stopped", "failed"]
+    status: str
     epsilon: float | None = None
     steps: int | None = None
 
@@ -149,6 +149,7 @@ class RoundLine(msgspec.Struct, frozen=True):
     reason: str | None = None
     accuracy: float | None = None
     loss: float | None = None
+    training_loss: float | None = None
     clients: dict[str, ClientRound] = {}
     releases: dict[str, list[Release]] = {}
     clipped: dict[str, int] = {}

@@ -152,7 +152,7 @@ class Dp(_Table, frozen=True):
         delta: Must lie below one over the client's own rows.
         clip_norm: L2 bound on one sample's gradient, gradient units.
         sampler: How batches are drawn.
-        disclose: Names of what leaves without a price, which the audit lists.
+        disclose: What may leave without a price, which the audit lists: ``loss``, the mean training loss.
     """
 
     enabled: bool = True
@@ -161,7 +161,7 @@ class Dp(_Table, frozen=True):
     delta: float = 1e-3
     clip_norm: float = 0.5
     sampler: Sampler = Sampler()
-    disclose: tuple[str, ...] = ()
+    disclose: tuple[Literal["loss"], ...] = ()
 
 
 class Masks(_Table, frozen=True):

@@ -1,0 +1,344 @@
+"""The command line: each mistake is one paragraph with its remedy and an exit code, and leaves nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from privopt import checkpoint, cli
+from privopt.cli import EXIT_CODES, exit_code, main, told
+from privopt.config import Config, load
+from privopt.console import Console, percent, small, table
+from tests.privopt import made_up_run
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["train", "audit", "explain", "init", "modules", "report", "ledger"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, arguments, code, says):
+    """`main` ends with `code`, says one paragraph with `says` on standard error, and leaves no file."""
+    before = sorted(Path().rglob("*"))
+    try:
+        found = main(arguments)
+    except SystemExit as error:
+        found = error.code
+    printed = capsys.readouterr()
+    assert found == code, printed.err
+    assert says in printed.err
+    assert printed.err.startswith("privopt: ")
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert sorted(Path().rglob("*")) == before
+
+
+# --- help -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_teaches_by_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    examples = [line.split("  ")[0] for line in map(str.strip, text.partition("examples:\n")[2].splitlines())]
+    assert examples
+    import shlex
+
+    for example in examples:
+        if example.startswith(f"privopt {command}"):
+            cli._options(shlex.split(example.partition("|")[0])[1:])
+
+
+def test_the_help_lists_every_exit_code(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code}  {meaning}" in text
+
+
+def test_help_is_quick_and_loads_no_framework():
+    script = (
+        "import sys, privopt.cli\n"
+        "try: privopt.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "bad = {'torch', 'sklearn', 'opacus', 'dp_accounting', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {bad}' if bad else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "privopt --help"),
+        (["trian"], 2, "invalid choice"),
+        (["train", "--bogus"], 2, "--bogus"),
+        (["train", "dp.epsilonn=4"], 2, "Did you mean dp.epsilon"),
+        (["train", "rounds=many"], 2, "a whole number for rounds"),
+        (["train", "a.toml", "b.toml"], 2, "one configuration file"),
+        (["train", "rounds=2", "--resume", "runs/x"], 2, "--resume alone"),
+        (["train", 'client.optimizer.modules=["adan"]'], 2, "Did you mean 'adam'"),
+        (["train", 'client.optimizer.modules=[["adam", {beta=1}]]'], 2, "client.optimizer"),
+        (["train", 'client.optimizer.modules=[["adam", {beta_1="x"}]]'], 2, "a number"),
+        (["train", 'client.optimizer.regularizers=["lasoo"]'], 2, "lasso"),
+        (["train", "model.name=resnet"], 2, "linear, mlp, cnn"),
+        (["modules", "adan"], 2, "Did you mean adam"),
+        (["train", "data.clients=2000"], 3, "2000 clients"),
+        (["train", "dp.epsilon=0"], 4, "dp.epsilon = 0"),
+        (["train", "dp.epsilon=-2"], 4, "dp.epsilon = -2"),
+        (["train", "dp.delta=1.5"], 4, "dp.delta = 1.5"),
+        (["train", "dp.delta=0.5"], 4, "0.5"),
+        (["train", "data.clients=1"], 5, "masks.enabled=false"),
+        (["train", "data.clients=2"], 5, "masks.enabled=false"),
+        (["train", "data.clients=2", "masks.min_clients=2"], 5, "masks.enabled=false"),
+        (["train", "absent.toml"], 7, "privopt init"),
+        (["train", "--resume", "absent"], 7, "run.json"),
+        (["audit", "absent"], 7, "run.json"),
+        (["report", "absent"], 7, "run.json"),
+        (["init", "absent/my.toml"], 7, "absent/my.toml, got: No such file or directory. Check the path"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph_and_their_code(capsys, arguments, code, says):
+    fails(capsys, arguments, code, says)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("age,ill\n1,no\n", 3, "'sick' in north.csv, got columns age, ill"),
+        ("age,sick\nnan,no\n", 3, "NaN or infinity in north.csv, line 2, column 'age'"),
+        (None, 7, "north.csv: No such file"),
+    ],
+)
+def test_mistakes_in_ones_own_data(capsys, text, code, says):
+    if text is not None:
+        Path("north.csv").write_text(text)
+    keys = [
+        'data.clients=["north.csv"]',
+        "data.target=sick",
+        'data.classes=["no", "yes"]',
+        "data.bounds.age=[0,9]",
+    ]
+    fails(capsys, ["train", *keys, "masks.enabled=false"], code, says)
+
+
+def test_a_disk_that_is_full_leaves_no_half_written_file(capsys, monkeypatch):
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
+    fails(capsys, ["init", "my.toml"], 7, "Free some space")
+    fails(capsys, ["train", "rounds=1"], 7, "Free some space")
+
+
+def test_a_limit_on_file_size_is_met_by_the_real_system_call():
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "from privopt.cli import main; sys.exit(main(['init', 'my.toml']))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, list(Path().iterdir())) == (7, [])
+    assert "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    fails(capsys, ["train"], 8, "pip install 'privopt[run]'")
+
+
+def test_errors_of_privopt_itself_are_not_told_as_the_users():
+    assert exit_code(ValueError("x")) == exit_code(KeyError("x")) == 1
+    assert exit_code(ModuleNotFoundError("x", name="privopt.absent")) == 1
+    assert exit_code(ModuleNotFoundError("x", name="torch")) == 8
+    assert "privopt[run]" in told(ModuleNotFoundError("No module named 'torch'", name="torch"))
+
+
+def test_a_mistake_of_privopt_itself_keeps_its_traceback(monkeypatch):
+    def broken(options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_init", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["init"])
+
+
+def test_debug_shows_the_traceback_of_a_told_error():
+    with pytest.raises(ValueError, match="absent"):
+        main(["report", "absent", "--debug"])
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys, monkeypatch):
+    from privopt.federation import run
+
+    def interrupted(config, *, observer):
+        observer.started(facts())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", interrupted)
+    assert main(["train", "rounds=2"]) == 130
+    assert f"privopt train --resume {Path('runs') / 'the-id'}" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    script = "import sys; from privopt.cli import main; sys.exit(main(['modules']))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "{sys.executable}" -c "{script}" | head -n 1'],
+        env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- commands ---------------------------------------------------------------------------------------------
+
+
+def test_init_writes_what_loads_to_the_defaults_and_replaces_only_when_told(capsys):
+    assert main(["init", "my.toml"]) == 0
+    assert "privopt train my.toml" in capsys.readouterr().out
+    assert load("my.toml") == Config()
+    fails(capsys, ["init", "my.toml"], 2, "--force")
+    assert main(["init", "my.toml", "--force", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": "my.toml"}
+
+
+def test_modules_lists_every_plug_in_with_parameters_and_defaults(capsys):
+    from privopt import list_optim_modules, list_optim_regularizers
+
+    assert main(["modules"]) == 0
+    text = capsys.readouterr().out
+    assert main(["modules", "--format", "json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(listed) == {*list_optim_modules(), *list_optim_regularizers()}
+    for name, entry in listed.items():
+        assert name in text
+        assert entry["summary"] in text
+    adam = {parameter["name"]: parameter["default"] for parameter in listed["adam"]["parameters"]}
+    assert adam["beta_1"] == 0.9
+    assert listed["scaffold-client"]["exchanges"]
+
+
+def test_modules_shows_one_in_full(capsys):
+    assert main(["modules", "adam"]) == 0
+    text = capsys.readouterr().out
+    assert "beta_1: float = 0.9" in text
+    assert "scaffold" not in text
+
+
+def test_explain_names_every_field_of_the_vector_and_what_masks_hide(capsys):
+    assert main(["explain", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["clients"], found["parameters"]) == (8, 650)
+    names = {line["field"] for line in found["learned"]}
+    assert {"update", "weight"} <= names
+    assert any("scaffold" in name for name in names)
+    assert main(["explain"]) == 0
+    masked = capsys.readouterr().out
+    assert "one masked vector a round" in masked
+    assert all(name in masked for name in names)
+    assert main(["explain", "masks.enabled=false", "dp.enabled=false"]) == 0
+    clear = capsys.readouterr().out
+    assert "the server sees the vector of each of 8 clients" in clear
+    assert "dp is off" in clear
+
+
+def test_settings_may_stand_after_options(capsys):
+    assert main(["explain", "--format", "json", "data.clients=6"]) == 0
+    assert json.loads(capsys.readouterr().out)["clients"] == 6
+
+
+def test_report_writes_the_page_again(capsys, tmp_path):
+    folder = made_up_run.write(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert "report.html" in capsys.readouterr().out
+
+
+# --- what is printed --------------------------------------------------------------------------------------
+
+
+def facts(**more):
+    run = json.loads((made_up_run.write(Path("facts")) / "run.json").read_text())
+    return {**run, "id": "the-id", "config": json.loads(Path("facts/config.json").read_text()), **more}
+
+
+def line(number, **more):
+    clients = {"clinic-0": {"status": "ok", "epsilon": 1.5, "steps": 5}}
+    return {"round": number, "status": "ok", "accuracy": 0.5, "loss": 1.25, "clients": clients, **more}
+
+
+def test_a_run_off_a_terminal_is_plain_lines(capsys):
+    with Console() as console:
+        console.started(facts())
+        console.round_done(line(1))
+        console.round_done(line(2, status="aborted", reason="clinic-3 was late", accuracy=None))
+        console.twin_done({"accuracy": 0.95})
+        console.finished(
+            {"folder": "runs/x", "accuracy": 0.889, "epsilon": 7.94, "delta": 1e-3, "rounds": 20}
+        )
+    text = capsys.readouterr().out
+    assert text.splitlines()[:3] == [
+        "Federation  8 clients · digits (1,437 rows, Dirichlet α=1) · linear, 650 parameters",
+        "Privacy     per sample, add-or-remove-one · ε ≤ 8, δ = 1e-3 for every client · Poisson q=0.2 · "
+        "clip 0.5 · noise 1.18",
+        "Masks       X25519 + AES-CTR, 16 bits a value, 2.7 bytes a value · the server learns 3 sums a round "
+        "(privopt explain)",
+    ]
+    assert "round  1/20  accuracy  50.0 %  loss 1.250  ε 1.50" in text
+    assert "round  2/20  aborted: clinic-3 was late" in text
+    assert "accuracy 88.9 % · without privacy 95.0 % · ε spent 7.94 at δ = 1e-3" in text
+    assert "\x1b" not in text
+
+
+def test_a_run_with_json_prints_its_outcome_alone(capsys):
+    with Console(as_json=True) as console:
+        console.started(facts(dp=None, masks=None))
+        console.round_done(line(1))
+        console.finished({"folder": "runs/x", "accuracy": None})
+    assert json.loads(capsys.readouterr().out) == {"folder": "runs/x", "accuracy": None}
+
+
+def test_a_run_on_a_terminal_has_a_bar_and_ends_it():
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    with Console(out=out) as console:
+        console.started(facts(dp=None, masks=None))
+        console.round_done(line(1, clients={"a": {"status": "stopped", "epsilon": None}}))
+        assert console._bar is not None
+    assert console._bar is None
+    assert "off: the server sees every client's vector" in out.getvalue()
+    assert "out of budget: a" in out.getvalue()
+
+
+def test_tables_and_numbers_read_well():
+    assert table(("a", "n"), [("x", "1"), ("long", "100")], numeric=(1,)).splitlines() == [
+        "a       n",
+        "x       1",
+        "long  100",
+    ]
+    assert [small(v) for v in (1e-3, 1e-5, 0.00123, 2.5e-7, 0.0, 0.05, 8.0)] == [
+        "1e-3", "1e-5", "1.23e-3", "2.5e-7", "0", "0.05", "8",
+    ]  # fmt: skip
+    assert percent(None) == "–"
