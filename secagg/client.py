@@ -309,15 +309,16 @@ class Client(Secret):
     def prepare(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> dict[str, Any]:
         """Encode this client's values for `submit`, and say what the sum will hold of them.
 
-        For algorithms that must know what was really sent, such as those that send changes of a state: what was
-        clipped or rounded away can go into the next round's change. Calling it again replaces the values.
+        For algorithms that must know what was really sent, such as those that send changes of a state: what
+        was clipped or rounded away can go into the next round's change. Calling it again replaces the values.
 
         Args:
             values: Values by field, for names that are no Python identifiers.
             **fields: Further values by field.
 
         Returns:
-            The values by masked field as the vector carries them: clipped to their bounds and rounded.
+            The values by masked field as the vector carries them, clipped to their bounds and rounded; NaN
+            for a mean whose weight is zero, of which the vector carries nothing.
 
         Raises:
             PhaseError: If no round is under way.
@@ -326,7 +327,9 @@ class Client(Secret):
         state = self._round
         if state is None:
             raise PhaseError(f"Expected a round under way to prepare, this client is {self._phase.value}.")
-        words = state.encoding.encode({**(values or {}), **fields}, self._rounding(state.session, state.number))
+        words = state.encoding.encode(
+            {**(values or {}), **fields}, self._rounding(state.session, state.number)
+        )
         # One client's words are the sum of a cohort of one.
         carried = state.encoding.decode(words, 1).values
         state.words = words
@@ -335,8 +338,9 @@ class Client(Secret):
     def submit(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> bytes:
         """Encode, mask and sign this client's values: once per round, ever.
 
-        Without values it sends those that were given to `prepare`. Values that cannot be encoded change nothing: correct them and call again. Once a vector was masked
-        the round is over for this client and its keys are gone, even if the vector is never delivered.
+        Without values it sends those that were given to `prepare`. Values that cannot be encoded change
+        nothing: correct them and call again. Once a vector was masked the round is over for this client and
+        its keys are gone, even if the vector is never delivered.
 
         Args:
             values: Values by field, for names that are no Python identifiers.
@@ -352,7 +356,7 @@ class Client(Secret):
         """
         state = self._round
         if state is None or state.masks is None:
-            if self._submitted is not None and state is None:
+            if state is None and self._submitted is not None:
                 raise RoundReused(
                     f"Round {self._submitted[1]} was already submitted; wait for the next offer."
                 )

@@ -147,5 +147,15 @@ def _verify_declared(field: str, value: object) -> None:
             f"Field {field!r}: expected at most {MAX_DECLARED} characters or bytes, got {len(value)}. "
             "Declare its hash, or hand it to context=."
         )
+    if isinstance(value, str) and not _is_text(value):
+        raise EncodingError(f"Field {field!r}: expected text that UTF-8 can carry, got a lone surrogate.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise EncodingError(f"Field {field!r}: expected an integer of 64 bits, got a larger one.")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

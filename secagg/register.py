@@ -73,10 +73,10 @@ class FileRegister:
 
     def claim(self, session: bytes, round: int) -> None:
         """Mark a round as used, durably; raises RoundReused if it already was."""
-        new = not self._path.exists()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            first = self._read == 0
             self._catch_up(descriptor)
             if (session, round) in self._used:
                 raise _reused(session, round)
@@ -92,7 +92,7 @@ class FileRegister:
             self._used.add((session, round))
         finally:
             os.close(descriptor)
-        if new:
+        if first:
             sync_folder(self._path.parent)
 
     def _catch_up(self, descriptor: int) -> None:

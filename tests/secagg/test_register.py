@@ -1,0 +1,120 @@
+"""The register: no round twice, across restarts, processes, torn writes and full disks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secagg import FileRegister, MemoryRegister, RegisterError, RoundReused
+
+A, B = bytes(16), b"\xff" * 16
+
+
+@pytest.fixture(params=["memory", "file"])
+def register(request, tmp_path):
+    return MemoryRegister() if request.param == "memory" else FileRegister(tmp_path / "used")
+
+
+def test_a_round_is_claimed_once(register):
+    register.claim(A, 1)
+    register.claim(A, 2)
+    register.claim(B, 1)
+    for session, number in ((A, 1), (A, 2), (B, 1)):
+        with pytest.raises(RoundReused, match=f"Round {number} of session"):
+            register.claim(session, number)
+
+
+def test_a_claim_survives_a_restart(tmp_path):
+    FileRegister(tmp_path / "used").claim(A, 7)
+    with pytest.raises(RoundReused):
+        FileRegister(tmp_path / "used").claim(A, 7)
+    FileRegister(tmp_path / "used").claim(A, 8)
+
+
+def test_two_registers_of_one_file_see_each_other(tmp_path):
+    one, two = FileRegister(tmp_path / "used"), FileRegister(tmp_path / "used")
+    one.claim(A, 1)
+    two.claim(A, 2)
+    for register in (one, two):
+        for number in (1, 2):
+            with pytest.raises(RoundReused):
+                register.claim(A, number)
+
+
+@given(st.lists(st.integers(0, 2**53 - 1), min_size=2, max_size=5, unique=True), st.integers(1, 45))
+@settings(max_examples=60)
+def test_a_torn_tail_is_cut_off_and_the_rest_stays(tmp_path_factory, rounds, torn):
+    path = tmp_path_factory.mktemp("register") / "used"
+    register = FileRegister(path)
+    for number in rounds[:-1]:
+        register.claim(A, number)
+    whole = path.read_bytes()
+    register.claim(A, rounds[-1])
+    length = len(path.read_bytes()) - len(whole)
+    path.write_bytes(path.read_bytes()[: len(whole) + min(torn, length - 1)])
+    again = FileRegister(path)
+    again.claim(A, rounds[-1])  # It was never acknowledged.
+    for number in rounds:
+        with pytest.raises(RoundReused):
+            again.claim(A, number)
+    assert path.read_bytes().count(b"\n") == len(rounds)
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage\n", b"\n", b"00 1 .\n", b"0" * 32 + b" 1\n", b"0" * 32 + b" x .\n"]
+)
+def test_a_damaged_file_vouches_for_nothing(tmp_path, line):
+    path = tmp_path / "used"
+    FileRegister(path).claim(A, 1)
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(RegisterError, match="no record"):
+        FileRegister(path).claim(A, 2)
+
+
+def test_a_file_that_became_shorter_vouches_for_nothing(tmp_path):
+    register = FileRegister(tmp_path / "used")
+    register.claim(A, 1)
+    (tmp_path / "used").write_bytes(b"")
+    with pytest.raises(RegisterError, match="became shorter"):
+        register.claim(A, 2)
+
+
+def test_a_write_that_fails_claims_nothing_and_leaves_the_file_whole(tmp_path, monkeypatch):
+    register = FileRegister(tmp_path / "used")
+    register.claim(A, 1)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+    with pytest.raises(OSError, match="No space left to record round 2"):
+        register.claim(A, 2)
+    monkeypatch.undo()
+    register.claim(A, 2)
+    assert (tmp_path / "used").read_bytes().count(b"\n") == 2
+
+
+def test_of_many_processes_one_wins_each_round(tmp_path):
+    script = (
+        "import sys; from secagg import FileRegister, RoundReused\n"
+        "r = FileRegister(sys.argv[1]); won = 0\n"
+        "for i in range(40):\n"
+        "    try: r.claim(bytes(16), i); won += 1\n"
+        "    except RoundReused: pass\n"
+        "print(won)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "used")]
+    root = Path(__file__).parents[2]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) for _ in range(3)]
+    won = [int(process.communicate()[0]) for process in running]
+    assert sum(won) == 40
+
+
+def test_the_file_is_private(tmp_path):
+    register = FileRegister(tmp_path / "used")
+    register.claim(A, 1)
+    assert (tmp_path / "used").stat().st_mode & 0o077 == 0
+    assert repr(register) == f"FileRegister({str(tmp_path / 'used')!r})"
