@@ -6,20 +6,23 @@ and opened without a network. All text that comes from the run is escaped.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import TypeAlias
 
 import msgspec
 
 from .charts import Line, Reference, line_chart
 from .checkpoint import write_atomic
-from .reportstyle import PAGE
+from .console import percent
+from .reportstyle import PAGE, byte_count, count, html_table, number, paragraph, section, tile
 from .runfolder import RoundLine, RunFolder, read_run
 
 __all__ = ["render", "write_report"]
+
+Points: TypeAlias = tuple[tuple[float, float], ...]
 
 
 def write_report(folder: str | Path) -> Path:
@@ -44,12 +47,12 @@ def render(run: RunFolder) -> str:
     """The page as text."""
     facts = run.run
     sections = [
-        _section("Result", _result_charts(run) + _aborted_note(run)),
-        _section("Privacy", _privacy(run)),
-        _section("What the server learned", _learned(run)),
-        _section("What left the clients without a price", _disclosed(run)),
-        _section("Rounds", _rounds_table(run)),
-        _section("Configuration", _config(run)),
+        section("Result", _result_charts(run) + _aborted_note(run)),
+        section("Privacy", _privacy(run)),
+        section("What the server learned", _learned(run)),
+        section("What left the clients without a price", _disclosed(run)),
+        section("Rounds", _rounds_table(run)),
+        section("Configuration", _config(run)),
     ]
     return Template(PAGE).substitute(
         title=escape(facts.id),
@@ -59,59 +62,6 @@ def render(run: RunFolder) -> str:
         tiles="".join(_tiles(run)),
         sections="".join(sections),
     )
-
-
-# --- pieces of HTML ---------------------------------------------------------------------------------------
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _tile(name: str, value: str, note: str) -> str:
-    return (
-        f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-    )
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="n">{escape(v)}</{tag}>' if i in numeric else f"<{tag}>{escape(v)}</{tag}>"
-            for i, v in enumerate(values)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _p(text: str) -> str:
-    """A paragraph, in which `backticks` mark code."""
-    return "<p>" + re.sub("`(.*?)`", r"<code>\1</code>", escape(text)) + "</p>"
-
-
-def _number(value: float | None, digits: str = ".3g") -> str:
-    return "–" if value is None else format(value, digits)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _bytes(count: float | None) -> str:
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 # --- what is told -----------------------------------------------------------------------------------------
@@ -140,39 +90,39 @@ def _spent(run: RunFolder) -> dict[str, tuple[float | None, int | None, str]]:
 def _summary(run: RunFolder) -> str:
     facts = run.run
     model = (
-        f"{run.config.get('model', {}).get('name', 'model')}, {_count(facts.model.parameters, 'parameter')}"
+        f"{run.config.get('model', {}).get('name', 'model')}, {count(facts.model.parameters, 'parameter')}"
     )
     data = facts.data or str(run.config.get("data", {}).get("name", "data"))
     privacy = "local differential privacy" if facts.dp else "no differential privacy"
     masks = "secure aggregation" if facts.masks else "updates sent in clear"
-    return f"{_count(len(facts.clients), 'client')} · {data} · {model} · {privacy} · {masks}"
+    return f"{count(len(facts.clients), 'client')} · {data} · {model} · {privacy} · {masks}"
 
 
 def _tiles(run: RunFolder) -> Iterable[str]:
     facts = run.run
     accuracy, twin = _last(run.rounds, "accuracy"), facts.twin.accuracy if facts.twin else None
-    yield _tile(
+    yield tile(
         "Accuracy on public test rows",
-        _percent(accuracy),
-        f"{_percent(twin)} without privacy" if twin is not None else "no run without privacy to compare",
+        percent(accuracy),
+        f"{percent(twin)} without privacy" if twin is not None else "no run without privacy to compare",
     )
     if facts.dp:
         spent = [e for e, _, _ in _spent(run).values() if e is not None]
-        yield _tile(
+        yield tile(
             "Largest ε of a client",
-            _number(max(spent, default=None), ".2f"),
+            number(max(spent, default=None), ".2f"),
             f"budget {facts.dp.epsilon:g} at δ = {facts.dp.delta:g}, per {facts.dp.unit}",
         )
     else:
-        yield _tile("Largest ε of a client", "∞", "trained without differential privacy")
+        yield tile("Largest ε of a client", "∞", "trained without differential privacy")
     done = sum(line.status == "ok" for line in run.rounds)
     aborted = len(run.rounds) - done
     planned = run.config.get("rounds", len(run.rounds))
-    yield _tile("Rounds", f"{done}", f"of {planned} planned" + (f", {aborted} aborted" if aborted else ""))
+    yield tile("Rounds", f"{done}", f"of {planned} planned" + (f", {aborted} aborted" if aborted else ""))
     sent = sum(line.bytes_up or 0 for line in run.rounds)
     clients = max(1, len(facts.clients))
-    note = f"{_bytes(sent / clients / max(1, len(run.rounds)))} a round"
-    yield _tile("Sent by each client", _bytes(sent / clients), note)
+    note = f"{byte_count(sent / clients / max(1, len(run.rounds)))} a round"
+    yield tile("Sent by each client", byte_count(sent / clients), note)
 
 
 def _result_charts(run: RunFolder) -> str:
@@ -189,7 +139,7 @@ def _result_charts(run: RunFolder) -> str:
         x_label="round",
         y_label="accuracy on public test rows (%)",
         unit=" %",
-        references=[Reference(f"without privacy {_percent(twin)}", 100 * twin)] if twin is not None else [],
+        references=[Reference(f"without privacy {percent(twin)}", 100 * twin)] if twin is not None else [],
         crosses=crosses,
     )
     loss = line_chart(
@@ -213,8 +163,8 @@ def _aborted_note(run: RunFolder) -> str:
     aborted = [line for line in run.rounds if line.status == "aborted"]
     if not aborted:
         return ""
-    return _p(
-        f"{_count(len(aborted), 'round')} aborted (× on the axis): the server learned nothing there, and "
+    return paragraph(
+        f"{count(len(aborted), 'round')} aborted (× on the axis): the server learned nothing there, and "
         "what the clients had prepared is counted as spent all the same."
     )
 
@@ -222,7 +172,7 @@ def _aborted_note(run: RunFolder) -> str:
 def _privacy(run: RunFolder) -> str:
     plan = run.run.dp
     if plan is None:
-        return _p(
+        return paragraph(
             "This run trained without differential privacy: updates depend on single rows without a bound. "
             "Masks, if on, hide who sent what, not what the sum says."
         )
@@ -246,14 +196,14 @@ def _privacy(run: RunFolder) -> str:
         ],
         ["plan", f"{plan.steps} steps in each of {plan.rounds} rounds, {plan.planned_steps} releases"],
     ]
-    by_client = _table(
+    by_client = html_table(
         ("client", "releases", "ε spent", "of budget", "ledger", "last round"),
         (
             (
                 name,
-                _number(steps, "d"),
-                _number(epsilon, ".3f"),
-                _percent(epsilon / plan.epsilon if epsilon is not None else None),
+                number(steps, "d"),
+                number(epsilon, ".3f"),
+                percent(epsilon / plan.epsilon if epsilon is not None else None),
                 "exported" if name in run.ledgers else "–",
                 status,
             )
@@ -262,9 +212,9 @@ def _privacy(run: RunFolder) -> str:
         numeric=(1, 2, 3),
     )
     return (
-        f'<div class="pair">{chart}{_table(("", ""), rows).replace("<table>", "<table class=plain>")}</div>'
+        f'<div class="pair">{chart}{html_table(("", ""), rows, style="plain")}</div>'
         + by_client
-        + _p(
+        + paragraph(
             "ε was read from the clients' ledgers as they went. `privopt audit` on this folder recomputes it "
             "from the signed exports, three ways."
         )
@@ -273,81 +223,103 @@ def _privacy(run: RunFolder) -> str:
 
 def _epsilon_lines(run: RunFolder) -> list[Line]:
     """One line per distinct trajectory: clients that spent alike share one."""
-    alike: dict[tuple[tuple[float, float], ...], list[str]] = {}
-    for client in run.run.clients:
-        points = tuple(
-            (line.round, at.epsilon)
-            for line in run.rounds
-            if (at := line.clients.get(client.id)) is not None and at.epsilon is not None
-        )
-        alike.setdefault(points, []).append(client.id)
+    return _alike(
+        {
+            client.id: tuple(
+                (line.round, at.epsilon)
+                for line in run.rounds
+                if (at := line.clients.get(client.id)) is not None and at.epsilon is not None
+            )
+            for client in run.run.clients
+        }
+    )
+
+
+def _alike(series: Mapping[str, Points]) -> list[Line]:
+    """One line for those whose points are all the same, named after the first."""
+    names: dict[Points, list[str]] = {}
+    for name, points in series.items():
+        names.setdefault(points, []).append(name)
     return [
-        Line(names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}", points)
-        for points, names in alike.items()
+        Line(same[0] if len(same) == 1 else f"{same[0]} +{len(same) - 1}", points)
+        for points, same in names.items()
         if points
     ]
+
+
+def _steps(run: RunFolder, quanta: Mapping[str, float | None]) -> list[Line]:
+    """Quantum of each adaptive field by round, in millionths: it is proportional to the field's bound."""
+    first: dict[str, float] = {}
+    for line in run.rounds:
+        for name, bound in line.bounds.items():
+            first.setdefault(name, bound)
+    return _alike(
+        {
+            name: tuple(
+                (line.round, 1e6 * quantum * line.bounds[name] / start)
+                for line in run.rounds
+                if name in line.bounds
+            )
+            for name, start in first.items()
+            if (quantum := quanta.get(name)) is not None and start > 0
+        }
+    )
 
 
 def _learned(run: RunFolder) -> str:
     masks = run.run.masks
     if masks is None:
-        return _p("Masks were off: the server saw every client's vector, not only the sum.")
+        return paragraph("Masks were off: the server saw every client's vector, not only the sum.")
     intro = (
-        f"Each round, the server decoded one sum over the clients, of {_count(len(masks.explain), 'field')}; "
+        f"Each round, the server decoded one sum over the clients, of {count(len(masks.explain), 'field')}; "
         "a single client's masked vector is uniform noise to it."
     )
     if masks.bytes_per_value is not None:
         intro += f" Values travel at {masks.bits} bits, {masks.bytes_per_value:.2f} bytes each."
-    quanta = _table(
+    quanta = html_table(
         ("field", "combined as", "what the server learns", "bits", "quantum"),
         (
             (
                 entry.field,
                 entry.reduction,
                 entry.learned,
-                _number(entry.bits, "d"),
-                _number(entry.quantum),
+                number(entry.bits, "d"),
+                number(entry.quantum),
             )
             for entry in masks.explain
         ),
         numeric=(3, 4),
     )
-    fields = list(dict.fromkeys(name for line in run.rounds for name in line.bounds))
-    if not fields:
-        return _p(intro) + quanta
     precision = line_chart(
         "Rounding step by round",
-        [
-            Line(
-                name,
-                [
-                    (li.round, 2e6 * li.bounds[name] / (2**masks.bits - 2))
-                    for li in run.rounds
-                    if name in li.bounds
-                ],
-            )
-            for name in fields
-        ],
+        _steps(run, {entry.field: entry.quantum for entry in masks.explain}),
         x_label="round",
         y_label="quantum of one client's value (in millionths)",
         unit="e-6",
         from_zero=True,
     )
-    clipped = line_chart(
-        "Values beyond the bound by round",
-        [
-            Line(name, [(li.round, li.clipped[name]) for li in run.rounds if name in li.clipped])
-            for name in fields
-        ],
-        x_label="round",
-        y_label="clipped values, all clients",
-        from_zero=True,
+    clipped = paragraph("No value was beyond its bound in any round.")
+    if any(values for line in run.rounds for values in line.clipped.values()):
+        fields = dict.fromkeys(name for line in run.rounds for name in line.clipped)
+        clipped = line_chart(
+            "Values beyond the bound by round",
+            _alike(
+                {
+                    name: tuple(
+                        (li.round, float(li.clipped[name])) for li in run.rounds if name in li.clipped
+                    )
+                    for name in fields
+                }
+            ),
+            x_label="round",
+            y_label="clipped values, all clients",
+            from_zero=True,
+        )
+    note = paragraph(
+        "The table tells the quantum at the first round's bound. A bound then follows what the clients sent: "
+        "it doubles when a value was clipped and shrinks slowly otherwise. A smaller bound is a finer step."
     )
-    note = _p(
-        "The bound of a field follows what the clients sent: it doubles when a value was clipped and shrinks "
-        "slowly otherwise. A smaller bound is a finer step."
-    )
-    return _p(intro) + quanta + f'<div class="pair">{precision}{clipped}</div>' + note
+    return paragraph(intro) + quanta + f'<div class="pair">{precision}{clipped}</div>' + note
 
 
 def _disclosed(run: RunFolder) -> str:
@@ -360,7 +332,7 @@ def _disclosed(run: RunFolder) -> str:
         if run.run.dp
         else "Without differential privacy, the update itself has no price either."
     )
-    return (f"<ul>{items}</ul>" if items else _p("Nothing was declared.")) + _p(rest)
+    return (f"<ul>{items}</ul>" if items else paragraph("Nothing was declared.")) + paragraph(rest)
 
 
 def _rounds_table(run: RunFolder) -> str:
@@ -371,24 +343,23 @@ def _rounds_table(run: RunFolder) -> str:
             str(line.round),
             line.status if line.status == "ok" else f"aborted: {line.reason or 'no reason recorded'}",
             f"{taking_part} of {len(run.run.clients)}",
-            _percent(line.accuracy),
-            _number(line.loss, ".4f"),
-            _number(max(spent, default=None), ".3f"),
-            _bytes(line.bytes_up),
-            _bytes(line.bytes_down),
-            _number(line.seconds, ".2f"),
+            percent(line.accuracy),
+            number(line.loss, ".4f"),
+            number(max(spent, default=None), ".3f"),
+            byte_count(line.bytes_up),
+            byte_count(line.bytes_down),
+            number(line.seconds, ".2f"),
         ]
 
     columns = ("round", "status", "clients", "accuracy", "loss", "largest ε", "sent", "received", "seconds")
-    table = _table(columns, map(row, run.rounds), numeric=(0, 2, 3, 4, 5, 6, 7, 8))
-    return f"<details><summary>{_count(len(run.rounds), 'round')}, one line each</summary>{table}</details>"
+    table = html_table(columns, map(row, run.rounds), numeric=(0, 2, 3, 4, 5, 6, 7, 8))
+    return f"<details><summary>{count(len(run.rounds), 'round')}, one line each</summary>{table}</details>"
 
 
 def _config(run: RunFolder) -> str:
     text = msgspec.json.format(msgspec.json.encode(run.config), indent=2).decode()
-    keys = _table(("party", "Ed25519 public key"), [("server", run.run.server.public_key)] + [
-        (client.id, client.public_key) for client in run.run.clients
-    ]).replace("<table>", '<table class="keys">')  # fmt: skip
+    owners = [("server", run.run.server.public_key), *((c.id, c.public_key) for c in run.run.clients)]
+    keys = html_table(("party", "Ed25519 public key"), owners, style="keys")
     return (
         f"<details><summary>config.json</summary><pre>{escape(text)}</pre></details>"
         f"<details><summary>Pinned keys</summary>{keys}</details>"

@@ -1,10 +1,72 @@
-"""The frame and the style of `privopt.report`'s page: floor 7, text alone.
+"""The frame, the style and the pieces of `privopt.report`'s page: floor 7, text alone.
 
 Colours are variables, given twice: for light and for dark. The six series colours are told apart by people
 with the common colour-vision deficiencies (after Okabe and Ito 2008), and each line carries its name.
 """
 
-__all__ = ["PAGE"]
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+__all__ = ["PAGE", "byte_count", "count", "html_table", "number", "paragraph", "section", "tile"]
+
+
+def section(title: str, body: str) -> str:
+    """A card with a heading."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def tile(name: str, value: str, note: str) -> str:
+    """One figure, large, with its name above and a note below."""
+    return (
+        f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
+        f'<div class="note">{escape(note)}</div></div>'
+    )
+
+
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), style: str = ""
+) -> str:
+    """A table of text; columns in `numeric` stand to the right."""
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} class="n">{escape(v)}</{tag}>' if i in numeric else f"<{tag}>{escape(v)}</{tag}>"
+            for i, v in enumerate(values)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+    return f'<div class="scroll"><table class="{style}">{head}<tbody>{body}</tbody></table></div>'
+
+
+def paragraph(text: str) -> str:
+    """A paragraph, in which `backticks` mark code."""
+    return "<p>" + re.sub("`(.*?)`", r"<code>\1</code>", escape(text)) + "</p>"
+
+
+def number(value: float | None, digits: str = ".3g") -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None else format(value, digits)
+
+
+def byte_count(size: float | None) -> str:
+    """Bytes in the unit that people read."""
+    if size is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def count(number: int, thing: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

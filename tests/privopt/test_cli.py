@@ -25,7 +25,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 def fails(capsys, arguments, code, says):
     """`main` ends with `code`, says one paragraph with `says` on standard error, and leaves no file."""
-    before = sorted(Path().rglob("*"))
+    before = sorted(path for path in Path().rglob("*") if path.is_file())
     try:
         found = main(arguments)
     except SystemExit as error:
@@ -37,7 +37,7 @@ def fails(capsys, arguments, code, says):
     assert printed.err.count("\n") == 1
     assert "Traceback" not in printed.err
     assert printed.out == ""
-    assert sorted(Path().rglob("*")) == before
+    assert sorted(path for path in Path().rglob("*") if path.is_file()) == before
 
 
 # --- help -------------------------------------------------------------------------------------------------
