@@ -1,55 +1,26 @@
 """The command line: floor 7, the front door for people who run a federation or audit one.
 
-Contents: the parser with its examples, one function a command, and the table that turns an error into one
-paragraph and an exit code. Commands load what they need when they run, so that ``--help`` is instant.
+Contents: the parser with its examples, then one function a command. Commands load what they need when they
+run, so that ``--help`` is instant; `privopt.failures` turns an error into one paragraph and an exit code.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from .failures import AUDIT, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, exit_code, told, told_warnings
+
 if TYPE_CHECKING:
     from .tables import Config
 
-__all__ = ["EXIT_CODES", "main"]
-
-OK, BUG, USAGE, DATA, PRIVACY, MASKS, AUDIT, FILES, EXTRA, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 130
-
-EXIT_CODES = {
-    OK: "done",
-    BUG: "a mistake in privopt itself; please report it",
-    USAGE: "the command or the configuration (key, type, value, plug-in, model)",
-    DATA: "the data (columns, numbers, labels, bounds)",
-    PRIVACY: "privacy parameters, or a spent budget",
-    MASKS: "masks: too few clients, weaker than a client allows, or a round that failed",
-    AUDIT: "the audit, or a ledger's check, found a fault",
-    FILES: "the file system: missing, unreadable, no space left",
-    EXTRA: "something that is not installed",
-    INTERRUPTED: "interrupted; `privopt train --resume` goes on",
-}
-
-# Errors by where they are declared, most particular first. Only modules that are loaded are looked at.
-_ERRORS: list[tuple[str, str, int]] = [
-    ("privopt.tables", "PrivacyConfigError", PRIVACY),
-    ("privopt.tables", "MasksConfigError", MASKS),
-    ("privopt.tables", "ConfigError", USAGE),
-    ("privopt.models", "ModelError", USAGE),
-    ("privopt.datafiles", "DataError", DATA),
-    ("privopt.runfolder", "RunFolderError", FILES),
-    ("dp.errors", "LedgerError", AUDIT),
-    ("dp.errors", "DPError", PRIVACY),
-    ("dp.errors", "PrivacyParameterError", PRIVACY),
-    ("secagg.errors", "SecAggError", MASKS),
-    ("builtins", "OSError", FILES),
-    ("builtins", "ImportError", EXTRA),
-]
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line, without the program's name; ``sys.argv`` by default.
 
     Returns:
-        The exit code, one of `EXIT_CODES`.
+        The exit code, one of `privopt.failures.EXIT_CODES`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old terminal shows "?" for ε rather than a traceback
     options = _options(arguments)
+    with told_warnings():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -89,38 +68,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.settings += rest
     return options
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code of an error; one that the file system caused is the file system's."""
-    if isinstance(error.__cause__, OSError):
-        return FILES
-    if isinstance(error, ImportError) and str(error.name).partition(".")[0] in ("privopt", "secagg", "dp"):
-        return BUG
-    for module, name, code in _ERRORS:
-        kind = getattr(sys.modules.get(module), name, None)
-        if kind is not None and isinstance(error, kind):
-            return code
-    return BUG
-
-
-def told(error: BaseException) -> str:
-    """An error as one paragraph with its remedy."""
-    if isinstance(error, OSError):
-        # A temporary neighbour that was to become the file (`checkpoint.write_atomic`) is told as the file.
-        name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.tmp$", r"\1", str(error.filename or "a file"))
-        remedy = {
-            28: "Free some space, or keep the run elsewhere: out=FOLDER. What was complete was kept.",
-            13: "Check its permissions, or choose another place: out=FOLDER.",
-            30: "The file system is read-only; choose another place: out=FOLDER.",
-            2: "Check the path; it is relative to the folder that privopt runs in.",
-        }.get(error.errno or 0, "Check the path and the disk.")
-        return f"Expected to read or write {name}, got: {error.strerror or error}. {remedy}"
-    if isinstance(error, ImportError) and error.name and "pip install" not in str(error):
-        return (
-            f"Expected {error.name} to be installed, got none. Install it with: pip install 'privopt[run]'."
-        )
-    return " ".join(str(error).split())
 
 
 def _fail(text: str, code: int) -> int:

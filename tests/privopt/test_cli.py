@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from privopt import checkpoint, cli
-from privopt.cli import EXIT_CODES, exit_code, main, told
+from privopt.cli import main
 from privopt.config import Config, load
 from privopt.console import Console, percent, small, table
+from privopt.failures import EXIT_CODES, exit_code, told
 from tests.privopt import made_up_run
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +185,22 @@ def test_a_mistake_of_privopt_itself_keeps_its_traceback(monkeypatch):
 def test_debug_shows_the_traceback_of_a_told_error():
     with pytest.raises(ValueError, match="absent"):
         main(["report", "absent", "--debug"])
+
+
+def test_warnings_of_ours_are_told_once_a_kind_and_others_as_python_does(capsys, monkeypatch):
+    from dp.errors import PrivacyParameterWarning
+
+    def warning(options):
+        for client in range(3):
+            warnings.warn(f"delta is large for clinic-{client}", PrivacyParameterWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_init", warning)
+    assert main(["init"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "privopt: note: delta is large for clinic-0",
+        "privopt: note: 2 more of this kind.",
+    ]
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(capsys, monkeypatch):
