@@ -65,8 +65,10 @@ class Statement:
 
     @classmethod
     def of(cls, advert: Advert) -> Statement:
-        """The statement of an advert that came."""
-        return cls(advert.context, advert.same, {**advert.public, **advert.public_bytes})
+        """The statement of an advert that came; one that states a field twice states it for no schema."""
+        twice = advert.public.keys() & advert.public_bytes.keys()
+        public = {} if twice else {**advert.public, **advert.public_bytes}
+        return cls(advert.context, advert.same, public)
 
     def fits(self, schema: Schema) -> bool:
         """Whether it states exactly the declared fields of `schema`."""

@@ -226,6 +226,13 @@ def test_values_that_cannot_be_carried_are_refused_by_field(change, message, rng
     assert "0.5" not in str(info.value), "an error never shows a value"
 
 
+def test_a_weight_out_of_range_is_refused_before_it_weighs(rng):
+    encoding = Encoding(Schema(m=averaged(1.0, "n", shape=(2,)), n=counted(at_most=9)), 4)
+    for weight in (10, -1):
+        with pytest.raises(EncodingError, match=r"'n': expected integers in 0..9"):
+            encoding.encode({"m": [0.5, 0.5], "n": weight}, rng)
+
+
 def test_a_missing_field_is_named(rng):
     with pytest.raises(EncodingError, match="Expected a value of field 'i'"):
         Encoding(SCHEMA, 4).encode({k: v for k, v in FINE.items() if k != "i"}, rng)

@@ -154,6 +154,13 @@ def test_reduce_clear_names_what_is_missing():
         reduce_clear(schema, [])
 
 
+def test_a_schema_of_any_size_is_no_way_to_exhaust_memory():
+    with pytest.raises(SchemaError, match="at most 4096 fields, got 4097"):
+        Schema({f"f{i}": local() for i in range(4097)})
+    with pytest.raises(SchemaError, match="at most 1048576 bytes"):
+        Schema({f"f{'x' * 100}{i}": summed(adaptive(), shape=(1,) * 50) for i in range(4000)})
+
+
 def test_resolve_fills_shapes_once():
     schema = Schema(x=summed(1.0), n=counted(), m=same())
     resolved = schema.resolve({"x": (2, 3)})
@@ -217,6 +224,7 @@ GOOD = Schema(x=summed(1.0), n=counted()).to_bytes()
         GOOD.replace(b'"bound":1.0', b'"bound":{"initial":1.0}'),
         GOOD.replace(b'"bound":1.0', b'"bound":{"a":1.0}'),
         GOOD.replace(b'["x"', b"[[1]"),
+        b'{"fields":[["x",[]]],"version":1}',
         GOOD.replace(b'"version":1', b'"version":2'),
         b"x" * (2**20 + 1),
     ],

@@ -198,5 +198,7 @@ def test_info_is_unambiguous():
     """Ids that run into each other must not give the same key."""
     binding = Binding(bytes(16), 1, b"", b"", b"")
     publics = (bytes(32), bytes(32))
+    others = (bytes(32), b"\x01" * 32)
+    assert binding.info("pair mask", ("a", "b"), publics) != binding.info("pair mask", ("a", "b"), others)
     assert binding.info("pair mask", ("ab", "c"), publics) != binding.info("pair mask", ("a", "bc"), publics)
     assert binding.info("pair mask", ("a", "b"), publics) != binding.info("transport", ("a", "b"), publics)

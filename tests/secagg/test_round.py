@@ -43,7 +43,7 @@ def assert_reduced(encoding, got, clear, n):
 
 
 @given(schemas(), st.integers(3, 12), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_masked_sum_equals_the_clear_reduction(schema, n, seed):
     rng = np.random.default_rng(seed)
     parties = make_parties(n, schema)

@@ -248,6 +248,13 @@ def test_a_same_field_that_differs_ends_the_round_and_blames_the_minority(values
     assert info.value.blame == (blame or ("c0", "c1", "c2", "c3"))
 
 
+def test_a_public_field_stated_twice_is_refused():
+    parties = make_parties(4, Schema(note=public(), n=counted()))
+    advert = parties.clients[0].receive(parties.server.open(1), declared={"note": "text"})
+    both = resealed(parties, 0, advert, Advert, public_bytes={"note": b"bytes"})
+    refuse(parties.server, both, "does not declare the fields", "c0")
+
+
 def test_one_key_for_two_clients_ends_the_round(parties):
     offer = parties.server.open(1)
     adverts = [client.receive(offer) for client in parties.clients]
