@@ -81,13 +81,10 @@ class FileRegister:
             if (session, round) in self._used:
                 raise _reused(session, round)
             record = f"{session.hex()} {round} .\n".encode()
-            try:
-                if os.write(descriptor, record) != len(record):
-                    raise OSError(f"No space left to record round {round} in {self._path}.")
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, self._read)
-                raise
+            # What a failed write leaves is cut off, or found complete and so refused, by the next claim.
+            if os.write(descriptor, record) != len(record):
+                raise OSError(f"No space left to record round {round} in {self._path}.")
+            os.fsync(descriptor)
             self._read += len(record)
             self._used.add((session, round))
         finally:

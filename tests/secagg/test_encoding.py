@@ -226,6 +226,33 @@ def test_values_that_cannot_be_carried_are_refused_by_field(change, message, rng
     assert "0.5" not in str(info.value), "an error never shows a value"
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_value_among_many_is_found_wherever_it_stands(bad, rng):
+    encoding = Encoding(Schema(x=summed(1.0, shape=(50_000,))), 4)
+    for at in (0, 1, 16_385, 33_333, 49_999):
+        x = np.zeros(50_000, np.float32)
+        x[at] = bad
+        with pytest.raises(EncodingError, match="'x': expected finite"):
+            encoding.encode({"x": x}, rng)
+
+
+class AlwaysUp:
+    """The largest draw, every time."""
+
+    def random(self, *, dtype, out):
+        out[:] = 1 - 2.0**-24
+
+
+def test_no_rounding_leaves_the_bounds_whatever_the_bound(rng):
+    """The scale is rounded to float64, so a value at its bound may be scaled to just above the top level."""
+    for bound in rng.uniform(0.1, 10.0, 2_000):
+        encoding = Encoding(Schema(x=summed(float(bound), bits=28, shape=(2,))), 4)
+        reduced = encoding.decode(encoding.encode({"x": [bound, -bound]}, AlwaysUp()), 1)
+        assert reduced.values["x"][0] <= bound * (1 + 1e-15)
+        assert reduced.values["x"][1] >= -bound
+        assert reduced.clipped == {"x": 0}
+
+
 def test_a_weight_out_of_range_is_refused_before_it_weighs(rng):
     encoding = Encoding(Schema(m=averaged(1.0, "n", shape=(2,)), n=counted(at_most=9)), 4)
     for weight in (10, -1):
@@ -284,7 +311,7 @@ def test_the_adaptive_rule(rng):
     encoding = Encoding(schema, 4)
 
     def following(*peaks):
-        words = [encoding.encode({"x": [0, 0, peak, 0]}, rng) for peak in peaks]
+        words = [encoding.encode({"x": np.roll([peak, 0, 0, 0], i)}, rng) for i, peak in enumerate(peaks)]
         return encoding.decode(np.sum(words, axis=0, dtype=np.uint64), len(peaks)).bounds["x"]
 
     assert following(0.1, 1.01) == 2.0

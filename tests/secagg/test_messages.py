@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secagg import Identity, MessageError, Schema, counted
-from secagg.messages import KINDS, MAGIC, Advert, Masked, Offer, RosterMessage, open_sealed, seal
+from secagg.messages import (
+    KINDS,
+    MAGIC,
+    Advert,
+    Masked,
+    Offer,
+    RosterMessage,
+    _digest,
+    _signed,
+    open_sealed,
+    seal,
+)
 
 SERVER, CLIENT, OTHER = (Identity.generate(name) for name in ("server", "c0", "other"))
 KEYS = {"": SERVER.public_key, "c0": CLIENT.public_key}
@@ -109,6 +120,11 @@ def test_another_version_or_kind_under_the_same_signature_is_refused():
     refuse(SEALED[Masked][:4] + b"\x03" + SEALED[Masked][5:])
 
 
+def test_the_kind_is_signed_even_where_no_other_kind_could_be_decoded():
+    digests = {_digest(number, b"header", memoryview(b"tail")) for number in range(256)}
+    assert len(digests) == 256
+
+
 def test_moving_the_border_between_header_and_tail_is_refused():
     length = int.from_bytes(SEALED[Masked][69:73], "little")
     for other in (length - 1, length + 1, 0, 2**32 - 1):
@@ -119,14 +135,9 @@ def forged(kind, fields):
     """A validly signed message with an arbitrary header: what a malicious but listed client can send."""
     header = msgspec.msgpack.encode(fields)
 
-    class Raw:
-        pass
-
-    import secagg.messages as m
-
     length = len(header).to_bytes(4, "little")
-    digest = m._digest(KINDS[kind], length + header, memoryview(b""))
-    return MAGIC + bytes([KINDS[kind]]) + CLIENT.sign(m._signed(digest)) + length + header
+    digest = _digest(KINDS[kind], length + header, memoryview(b""))
+    return MAGIC + bytes([KINDS[kind]]) + CLIENT.sign(_signed(digest)) + length + header
 
 
 def advert_fields(**changes):
@@ -161,7 +172,7 @@ def test_the_forger_of_these_tests_can_forge_a_good_message():
         {"public": {"x": [1]}},
         {"public": {"x": b"bytes"}},
         {"public": {"x": "y" * 4097}},
-        {"public": {"x": 2**64}} if False else {"public": {"x": {"nested": 1}}},
+        {"public": {"x": {"nested": 1}}},
         {"public_bytes": {"x": "text"}},
         {"public_bytes": {"x": bytes(4097)}},
     ],

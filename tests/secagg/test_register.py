@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,21 @@ def test_of_many_processes_one_wins_each_round(tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) for _ in range(3)]
     won = [int(process.communicate()[0]) for process in running]
     assert sum(won) == 40
+
+
+def test_a_claim_waits_while_another_process_claims(tmp_path):
+    path = tmp_path / "used"
+    FileRegister(path).claim(A, 1)
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=FileRegister(path).claim, args=(A, 2))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+        assert path.read_bytes().count(b"\n") == 1
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert path.read_bytes().count(b"\n") == 2
 
 
 def test_the_file_is_private(tmp_path):
