@@ -246,14 +246,12 @@ def _encode_reals(
             if largest > bound:
                 clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
                 np.clip(t, -levels, levels, out=t)
-            # ⌊t + L + u⌋ with u uniform in [0, 1) is t's upper level with the probability of its fraction.
+            # ⌊t + L + u⌋ with u uniform in [0, 1) is t's upper level with the probability of its fraction. It
+            # is at most 2L: t <= L + 2^-25 as the scale is rounded (L < 2^27), and u <= 1 - 2^-24 in float32.
             rounding.random(dtype=np.float32, out=u)
             t += levels
             t += u
             np.copyto(q.view(np.int64), t, casting="unsafe")
-            if largest * scale > levels - 1:
-                # The scale is itself rounded: a value at the bound may land one level too high.
-                np.minimum(q, np.uint64(2 * levels), out=q)
             if weight != (1, 1):
                 q *= np.uint64(weight[0])
                 q += constant

@@ -130,6 +130,23 @@ def test_a_claim_waits_while_another_process_claims(tmp_path):
     assert path.read_bytes().count(b"\n") == 2
 
 
+def test_a_claim_is_on_disk_before_it_returns(tmp_path, monkeypatch):
+    """The record and, the first time, the folder's entry."""
+    path, synced = tmp_path / "used", []
+    fsync = os.fsync
+
+    def recording(descriptor):
+        synced.append((Path(f"/proc/self/fd/{descriptor}").resolve(), path.read_bytes().count(b"\n")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    register = FileRegister(path)
+    register.claim(A, 1)
+    assert synced == [(path, 1), (tmp_path, 1)]
+    register.claim(A, 2)
+    assert synced[2:] == [(path, 2)]
+
+
 def test_the_file_is_private(tmp_path):
     register = FileRegister(tmp_path / "used")
     register.claim(A, 1)
