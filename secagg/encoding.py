@@ -242,7 +242,8 @@ def _encode_reals(
                 raise EncodingError(f"Field {run.field!r}: expected finite numbers, got NaN or infinity.")
             largest = max(-low, high)
             peak = max(peak, largest)
-            np.multiply(x, scale, out=t, dtype=np.float64)
+            with np.errstate(over="ignore"):  # What overflows is out of bounds, and clipped below.
+                np.multiply(x, scale, out=t, dtype=np.float64)
             if largest > bound:
                 clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
                 np.clip(t, -levels, levels, out=t)

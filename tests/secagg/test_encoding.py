@@ -236,6 +236,13 @@ def test_one_bad_value_among_many_is_found_wherever_it_stands(bad, rng):
             encoding.encode({"x": x}, rng)
 
 
+def test_the_largest_floats_are_clipped_without_a_warning(rng):
+    encoding = Encoding(Schema(x=summed(1e-6, shape=(3,))), 4)
+    reduced = encoding.decode(encoding.encode({"x": [1.7e308, -1.7e308, 0.0]}, rng), 1)
+    assert reduced.values["x"].tolist() == [1e-6, -1e-6, 0.0]
+    assert reduced.clipped == {"x": 2}
+
+
 class AlwaysUp:
     """The largest draw, every time."""
 
