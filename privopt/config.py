@@ -336,7 +336,7 @@ weighting = "uniform"    # what an update counts: "uniform", "samples" (then row
 enabled = true
 unit = "sample"          # what is protected: one row
 epsilon = 8.0            # most that any client spends over the run
-delta = 1e-3             # must lie below one over each client's own rows
+delta = 1e-4             # must lie below one over each client's own rows
 clip_norm = 0.5          # L2 bound on one sample's gradient
 sampler = {name = "poisson", rate = 0.2}   # each row joins a batch with this probability
 disclose = []            # what may leave without a price: "loss" (of training); the audit lists it

@@ -167,7 +167,7 @@ def test_noise_before_scaffold_is_the_right_order() -> None:
 
 def test_wrong_gradients_are_refused() -> None:
     optimizer, weights = Optimizer(0.1, modules=["adam"]), gradients(0, SHAPES)
-    with pytest.raises(ValueError, match="same layout: tensor 'w'"):
+    with pytest.raises(ValueError, match="same layout: tensor 'v' stands where the other has 'w'"):
         optimizer.compute_updates(gradients(0, {"v": (1,)}), weights)
     with pytest.raises(TypeError, match="gradients as a Vector, got dict"):
         optimizer.compute_updates({}, weights)  # type: ignore[arg-type]
