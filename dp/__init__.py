@@ -1,0 +1,26 @@
+"""`dp`: local differential privacy for whoever holds data: clip, noise, account, keep a ledger, audit.
+
+Importing it loads no framework and no accountant; each loads when it is first needed.
+"""
+
+from . import events as events
+from . import random as random
+from .accounting import Accountant as Accountant
+from .accounting import Epsilon as Epsilon
+from .accounting import epsilon as epsilon
+from .calibration import check_delta as check_delta
+from .calibration import noise_multiplier_for as noise_multiplier_for
+from .calibration import num_steps_for as num_steps_for
+from .errors import DPError as DPError
+from .errors import LedgerError as LedgerError
+from .errors import PrivacyBudgetExceeded as PrivacyBudgetExceeded
+from .errors import PrivacyParameterError as PrivacyParameterError
+from .errors import PrivacyWarning as PrivacyWarning
+from .errors import UnsupportedEvent as UnsupportedEvent
+from .errors import UnsupportedLayer as UnsupportedLayer
+from .events import Neighboring as Neighboring
+from .noise import gaussian as gaussian
+from .noise import release as release
+from .random import insecure_source as insecure_source
+from .random import secure_source as secure_source
+from .sampling import PoissonSampler as PoissonSampler
