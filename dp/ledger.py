@@ -1,0 +1,362 @@
+"""The ledger: what a data holder has released about its data, written down before anything is drawn.
+
+Place in the picture: one file in the holder's home that outlives runs. A round reserves its event here, draws
+its noise, and commits; the filters refuse what would pass a budget. Records are append-only, chained by
+SHA-256 and the head is signed with each of them, so that `dp.audit` can check an export by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .accounting import By, Epsilon, epsilon, rdp_epsilon_at, rdp_of
+from .errors import LedgerError, PrivacyBudgetExceeded, PrivacyParameterError
+from .events import Event, Neighboring
+from .records import MAX_NAME, Record
+from .records import Reservation as Reservation
+from .signing import LedgerKey as LedgerKey
+from .signing import write_atomic
+from .storage import RecordFile
+
+__all__ = ["Ledger", "LedgerKey", "Reservation"]
+
+
+class Ledger:
+    """The append-only record of what was released about one holder's data sets. Open with `Ledger.open`.
+
+    Guarantees:
+        - `reserve` returns only once its record is on disk (SQLite WAL, full sync); a reservation counts as
+          spent whether or not it is ever committed. A process killed at any instruction leaves a ledger that
+          opens, verifies, and counts every release that may have been drawn.
+        - A reservation that would pass the budget of its run or of its data set raises before anything is
+          written, whichever process asks.
+        - Several processes may write one ledger; a record is checked against all before it, under one lock.
+        - A record that was altered, removed, inserted or moved by anyone without the key is found by
+          `verify`, and named. A whole ledger put back to an earlier state is not found by the file alone: a
+          peer has to keep the newest head.
+
+    Note:
+        The budget of a run is filtered with PLD, which is sound where the run's mechanisms were fixed before
+        it began (how many of them are run may depend on results). What depends on earlier results, such as
+        the next run's parameters, is for the budget of the data set: a Rényi filter at one order, which
+        holds for adaptive choices.
+
+    References:
+        Feldman, Zrnic (2021), https://arxiv.org/abs/2008.11193, for the Rényi filter.
+
+    Example:
+        >>> import tempfile
+        >>> from dp.events import Gaussian, Poisson, Repeated
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with Ledger.open(Path(folder.name, "ledger.sqlite"), LedgerKey.generate()) as ledger:
+        ...     event = Repeated(Poisson(0.01, Gaussian(1.0)), 1000)
+        ...     reservation = ledger.reserve("icu-2024", event, run="run-1")
+        ...     ledger.commit(reservation)  # once the noise is drawn
+        ...     round(ledger.spent("icu-2024", 1e-5).value, 3)
+        1.828
+        >>> folder.cleanup()
+    """
+
+    def __init__(self, file: RecordFile) -> None:
+        self._file = file
+
+    # ---- open and close -----------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path, key: LedgerKey) -> Ledger:
+        """Open a ledger, or begin one where there is no file.
+
+        Args:
+            path: The file, in a folder that exists. SQLite keeps two more beside it while it is in use.
+            key: The holder's key.
+
+        Returns:
+            The ledger; `close` it, or use it in a ``with`` statement.
+
+        Raises:
+            LedgerError: If the file is no ledger, belongs to another key, or its last record is not signed.
+            OSError: If it cannot be read or written, or there is no space.
+        """
+        return cls(RecordFile(Path(path), key))
+
+    def close(self) -> None:
+        """Close the file; twice is fine."""
+        self._file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._file.path.name!r}, public_key={self.public_key.hex()[:16]}…)"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("Ledger holds a secret and an open file and cannot be pickled or copied.")
+
+    @property
+    def public_key(self) -> bytes:
+        """The key that an auditor pins, 32 bytes."""
+        return self._file.key.public_key
+
+    # ---- budgets ------------------------------------------------------------------------------------------
+
+    def set_run_budget(self, dataset: str, *, run: str, epsilon: float, delta: float) -> None:
+        """Fix what one run may spend; the same values again (a resumed run) are fine.
+
+        Args:
+            dataset: Which data.
+            run: Which run.
+            epsilon: Largest epsilon of all that the run reserves, by PLD.
+            delta: At which delta.
+
+        Raises:
+            PrivacyParameterError: If a value is no budget.
+            LedgerError: If the run has another budget already.
+        """
+        _verify_names(dataset=dataset, run=run)
+        budget = _verify_budget(epsilon, delta)
+        with self._file.writing():
+            earlier = self._file.history.run_budgets.get((dataset, run))
+            if earlier is None:
+                self._file.append("run-budget", dataset=dataset, run=run, epsilon=budget[0], delta=budget[1])
+            elif (earlier.epsilon, earlier.delta) != budget:
+                raise LedgerError(
+                    f"Expected the budget of run {run!r} on dataset {dataset!r} as it was fixed (ε = "
+                    f"{earlier.epsilon:g}, δ = {earlier.delta:g}), got ε = {epsilon:g}, δ = {delta:g}. "
+                    "Start a new run for another budget."
+                )
+
+    def set_budget(self, dataset: str, *, epsilon: float, delta: float) -> None:
+        """Set what all runs together may spend on a data set; later calls raise or lower it.
+
+        Args:
+            dataset: Which data.
+            epsilon: Largest epsilon of everything reserved so far and from now on, by a Rényi filter.
+            delta: At which delta.
+
+        Raises:
+            PrivacyParameterError: If a value is no budget.
+        """
+        _verify_names(dataset=dataset)
+        budget = _verify_budget(epsilon, delta)
+        with self._file.writing():
+            earlier = self._file.history.budgets.get(dataset)
+            if earlier is None or (earlier.epsilon, earlier.delta) != budget:
+                # The filter's guarantee is for an order that was chosen before the releases, so it stays.
+                order = _filter_order(*budget) if earlier is None else earlier.order
+                self._file.append("budget", dataset=dataset, epsilon=budget[0], delta=budget[1], order=order)
+
+    # ---- releases -----------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        dataset: str,
+        event: Event,
+        *,
+        run: str,
+        unit: str = "sample",
+        neighboring: Neighboring = Neighboring.ADD_OR_REMOVE_ONE,
+    ) -> Reservation:
+        """Count a release, durably, before anything of it is drawn.
+
+        Args:
+            dataset: Which data.
+            event: What will be released.
+            run: Which run.
+            unit: What one unit of privacy is.
+            neighboring: Relation; unit and relation of a data set are those of its first reservation.
+
+        Returns:
+            The reservation, to be committed once the noise is drawn. Never draw twice under one reservation.
+
+        Raises:
+            PrivacyBudgetExceeded: If a budget would be passed; nothing is written then.
+            UnsupportedEvent: If there is a budget and the event has no price; nothing is written then.
+            LedgerError: If the data set was under another unit or relation, or the ledger is damaged.
+            OSError: If it cannot be written.
+        """
+        _verify_names(dataset=dataset, run=run, unit=unit)
+        if not isinstance(event, Event):
+            raise TypeError(f"Expected an event of dp.events, got {type(event).__name__}.")
+        relation = (unit, str(Neighboring(neighboring)))
+        # Priced once before the lock is taken, because others wait for it; below the price is known by then.
+        with self._file.reading():
+            self._verify_budgets(dataset, event, run, relation)
+        with self._file.writing():
+            self._verify_budgets(dataset, event, run, relation)
+            self._file.append(
+                "reserve",
+                dataset=dataset,
+                run=run,
+                unit=unit,
+                neighboring=relation[1],
+                event=event.to_dict(),
+            )
+            return self._file.history.reservations[self._file.history.sequence]
+
+    def commit(self, reservation: Reservation) -> None:
+        """Note that the noise of a reservation was drawn.
+
+        Raises:
+            LedgerError: If it is none of this ledger's, or committed or void already.
+        """
+        self._settle("commit", reservation)
+
+    def void(self, reservation: Reservation) -> None:
+        """Take a reservation back: only where no noise was drawn under it, which only the caller can know.
+
+        Raises:
+            LedgerError: If it is none of this ledger's, or committed or void already.
+        """
+        self._settle("void", reservation)
+
+    def _settle(self, kind: str, reservation: Reservation) -> None:
+        with self._file.writing():
+            if self._file.history.reservations.get(reservation.sequence) != reservation:
+                raise LedgerError(
+                    f"Expected a reservation of {self._file.path.name}, got another, {reservation.sequence}."
+                )
+            # History.apply refuses what was committed or void already, before anything is written.
+            self._file.append(
+                kind,
+                dataset=reservation.dataset,
+                run=reservation.run,
+                reservation=reservation.sequence,
+            )
+
+    # ---- what was spent -----------------------------------------------------------------------------------
+
+    def releases(self, run: str, *, dataset: str | None = None, after: int = 0) -> list[Reservation]:
+        """Reservations of a run that count, oldest first, numbered above `after`."""
+        with self._file.reading():
+            return [found for found in self._file.history.counted(dataset, run) if found.sequence > after]
+
+    def events(self, dataset: str | None = None, run: str | None = None) -> list[Event]:
+        """Events that count, oldest first: all reserved ones that were not made void."""
+        with self._file.reading():
+            return [found.event for found in self._file.history.counted(dataset, run)]
+
+    def spent(self, dataset: str, delta: float, *, run: str | None = None, by: By = "PLD") -> Epsilon:
+        """What was spent on a data set, by all runs or by one.
+
+        Args:
+            dataset: Which data.
+            delta: At which delta.
+            run: Which run; all where it is None.
+            by: Accountant.
+
+        Returns:
+            An upper bound. It is an odometer's reading for a fixed plan; see the note on the class.
+
+        Raises:
+            UnsupportedEvent: If an event has no price by that accountant.
+        """
+        with self._file.reading():
+            events = [found.event for found in self._file.history.counted(dataset, run)]
+            relation = self._file.history.relations.get(dataset, ("", str(Neighboring.ADD_OR_REMOVE_ONE)))
+        return Epsilon(epsilon(events, delta, by=by, neighboring=relation[1]), delta, by)
+
+    def _verify_budgets(self, dataset: str, event: Event, run: str, relation: tuple[str, str]) -> None:
+        """Raise unless the event may be reserved."""
+        before = self._file.history.relations.get(dataset, relation)
+        if before != relation:
+            raise LedgerError(
+                f"Expected dataset {dataset!r} under unit and relation {before}, as before, got {relation}."
+            )
+        self._verify_run_budget(dataset, event, run, relation[1])
+        self._verify_dataset_budget(dataset, event, relation[1])
+
+    def _verify_run_budget(self, dataset: str, event: Event, run: str, relation: str) -> None:
+        budget = self._file.history.run_budgets.get((dataset, run))
+        if budget is None:
+            return
+        limit, delta = _values(budget)
+        earlier = [found.event for found in self._file.history.counted(dataset, run)]
+        after = epsilon([*earlier, event], delta, neighboring=relation)
+        if not after <= limit:
+            spent = epsilon(earlier, delta, neighboring=relation)
+            raise PrivacyBudgetExceeded(
+                f"run {run!r} has {max(0.0, limit - spent):.3g} of ε = {limit:g} left on dataset {dataset!r} "
+                f"(δ = {delta:g}, {self._file.path.name}); this release would bring it to {after:.4g}. "
+                "Stop here, or start a run with a larger budget or more noise."
+            )
+
+    def _verify_dataset_budget(self, dataset: str, event: Event, relation: str) -> None:
+        budget = self._file.history.budgets.get(dataset)
+        if budget is None:
+            return
+        limit, delta = _values(budget)
+        order = float(budget.order or 0)
+        counted = self._file.history.counted(dataset)
+        spent = rdp_of([found.event for found in counted], order, relation)
+        after = rdp_epsilon_at(spent + rdp_of(event, order, relation), order, delta)
+        if not after <= limit:
+            left = max(0.0, limit - (max(0.0, rdp_epsilon_at(spent, order, delta)) if counted else 0.0))
+            runs = len({found.run for found in counted})
+            raise PrivacyBudgetExceeded(
+                f"dataset {dataset!r} has {left:.3g} of ε = {limit:g} left ({self._file.path.name}, {runs} "
+                f"run{'' if runs == 1 else 's'}, δ = {delta:g}); this release would bring it to {after:.4g}. "
+                "Release less, add more noise, or raise the dataset's budget with `Ledger.set_budget`."
+            )
+
+    # ---- verify and export --------------------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Check every record: its bytes, its place in the chain, what it says, and the signature on it.
+
+        Raises:
+            LedgerError: Naming the first record that is wrong.
+        """
+        self._file.verify()
+
+    def export(self, path: str | Path) -> None:
+        """Write the ledger as signed JSON, all at once, for an auditor.
+
+        It holds every record, of all runs: a part would not chain to the signed head.
+
+        Args:
+            path: File to write or to replace.
+
+        Raises:
+            LedgerError: If the ledger is damaged.
+            OSError: If the file cannot be written.
+        """
+        write_atomic(Path(path), self._file.export().to_bytes())
+
+
+def _verify_names(**names: str) -> None:
+    for what, name in names.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise ValueError(f"Expected {what} as 1..{MAX_NAME} printable characters, got {name!r}.")
+
+
+def _verify_budget(epsilon: float, delta: float) -> tuple[float, float]:
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise PrivacyParameterError(f"Expected a budget of epsilon > 0 and finite, got epsilon={epsilon}.")
+    if not 0 < delta < 1:
+        raise PrivacyParameterError(f"Expected a budget with delta in (0, 1), got delta={delta}.")
+    return float(epsilon), float(delta)
+
+
+def _values(budget: Record) -> tuple[float, float]:
+    """Epsilon and delta of a budget's record, which has both."""
+    return float(budget.epsilon or 0), float(budget.delta or 0)
+
+
+def _filter_order(epsilon: float, delta: float) -> float:
+    """The Rényi order at which a budget lets most Gaussian noise through, up to rounding.
+
+    A Gaussian's divergence is proportional to the order a, so the budget left for it is
+    ``(epsilon - L / (a - 1)) / a`` with ``L = log(1 / delta)``; this is its maximum.
+    """
+    log = math.log(1 / delta)
+    order = 1 + (log + math.sqrt(log * log + epsilon * log)) / epsilon
+    # Divergences of sampled Gaussians are finite sums at integers, and converge slowly in between.
+    return float(round(order)) if order >= 4 else max(1.1, round(order, 1))
