@@ -11,6 +11,13 @@ from .accounting import epsilon as epsilon
 from .calibration import check_delta as check_delta
 from .calibration import noise_multiplier_for as noise_multiplier_for
 from .calibration import num_steps_for as num_steps_for
+from .clipping import ClippedSum as ClippedSum
+from .clipping import LoopClipper as LoopClipper
+from .clipping import OpacusClipper as OpacusClipper
+from .clipping import ClippedSum as ClippedSum
+from .clipping import Clipper as Clipper
+from .clipping import LoopClipper as LoopClipper
+from .clipping import OpacusClipper as OpacusClipper
 from .errors import DPError as DPError
 from .errors import LedgerError as LedgerError
 from .errors import PrivacyBudgetExceeded as PrivacyBudgetExceeded
@@ -19,8 +26,13 @@ from .errors import PrivacyWarning as PrivacyWarning
 from .errors import UnsupportedEvent as UnsupportedEvent
 from .errors import UnsupportedLayer as UnsupportedLayer
 from .events import Neighboring as Neighboring
+from .ledger import Ledger as Ledger
+from .ledger import LedgerKey as LedgerKey
+from .ledger import Reservation as Reservation
 from .noise import gaussian as gaussian
 from .noise import release as release
+from .private import PrivateGradient as PrivateGradient
+from .private import PrivateGradient as PrivateGradient
 from .random import insecure_source as insecure_source
 from .random import secure_source as secure_source
 from .sampling import PoissonSampler as PoissonSampler

@@ -1,0 +1,6 @@
+"""Per-sample clipping: a batch becomes one sum of bounded vectors. Engines load their framework late."""
+
+from .base import ClippedSum as ClippedSum
+from .base import Clipper as Clipper
+from .loop import LoopClipper as LoopClipper
+from .opacus import OpacusClipper as OpacusClipper
