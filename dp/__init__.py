@@ -12,9 +12,6 @@ from .calibration import check_delta as check_delta
 from .calibration import noise_multiplier_for as noise_multiplier_for
 from .calibration import num_steps_for as num_steps_for
 from .clipping import ClippedSum as ClippedSum
-from .clipping import LoopClipper as LoopClipper
-from .clipping import OpacusClipper as OpacusClipper
-from .clipping import ClippedSum as ClippedSum
 from .clipping import Clipper as Clipper
 from .clipping import LoopClipper as LoopClipper
 from .clipping import OpacusClipper as OpacusClipper
@@ -31,7 +28,6 @@ from .ledger import LedgerKey as LedgerKey
 from .ledger import Reservation as Reservation
 from .noise import gaussian as gaussian
 from .noise import release as release
-from .private import PrivateGradient as PrivateGradient
 from .private import PrivateGradient as PrivateGradient
 from .random import insecure_source as insecure_source
 from .random import secure_source as secure_source

@@ -42,7 +42,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def verify_separable(model: torch.nn.Module, others: dict[str, str] | None = None) -> None:
-    """Raise UnsupportedLayer for the first layer that mixes samples or that `others` (class: remedy) names."""
+    """Raise UnsupportedLayer for the first layer that mixes samples or that `others` (class: remedy) has."""
     refused = _MIXING | (others or {})
     for name, layer in model.named_modules():
         kind = type(layer).__name__
