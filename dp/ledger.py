@@ -133,25 +133,37 @@ class Ledger:
                     "Start a new run for another budget."
                 )
 
-    def set_budget(self, dataset: str, *, epsilon: float, delta: float) -> None:
+    def set_budget(self, dataset: str, *, epsilon: float, delta: float, order: float | None = None) -> None:
         """Set what all runs together may spend on a data set; later calls raise or lower it.
+
+        The filter's Rényi order is fixed by the first call, because its guarantee is for an order that was
+        chosen before the releases. The default is the best one for that first budget; far larger budgets
+        later on are used up badly at it, so who expects to raise the budget names the order for where it ends.
 
         Args:
             dataset: Which data.
             epsilon: Largest epsilon of everything reserved so far and from now on, by a Rényi filter.
             delta: At which delta.
+            order: Rényi order of the filter, above 1; for the first call.
 
         Raises:
-            PrivacyParameterError: If a value is no budget.
+            PrivacyParameterError: If a value is no budget, or the order is another than it was.
         """
         _verify_names(dataset=dataset)
         budget = _verify_budget(epsilon, delta)
+        if order is not None and not (order > 1 and math.isfinite(order)):
+            raise PrivacyParameterError(f"Expected order > 1 and finite, got order={order}.")
         with self._file.writing():
             earlier = self._file.history.budgets.get(dataset)
+            fixed = _filter_order(*budget) if earlier is None else float(earlier.order or 0)
+            if earlier is None and order is not None:
+                fixed = float(order)
+            if order not in (None, fixed):
+                raise PrivacyParameterError(
+                    f"Expected the order of dataset {dataset!r} as it was fixed ({fixed:g}), got {order}."
+                )
             if earlier is None or (earlier.epsilon, earlier.delta) != budget:
-                # The filter's guarantee is for an order that was chosen before the releases, so it stays.
-                order = _filter_order(*budget) if earlier is None else earlier.order
-                self._file.append("budget", dataset=dataset, epsilon=budget[0], delta=budget[1], order=order)
+                self._file.append("budget", dataset=dataset, epsilon=budget[0], delta=budget[1], order=fixed)
 
     # ---- releases -----------------------------------------------------------------------------------------
 

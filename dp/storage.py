@@ -172,10 +172,13 @@ class RecordFile:
         last, *before = rows
         if hash_body(last[1]) != last[2]:
             raise self._wrong("has an altered record", last[0])
-        for earlier in before:
-            if earlier[0] != last[0] - 1 or earlier[2] != Record.from_bytes(last[1]).previous:
-                raise self._wrong("is not chained at its end", last[0])
         self._verify_signature(last)
+        # The last record is as it was signed, so what does not fit to it is what stands before.
+        for earlier in before:
+            if earlier[0] != last[0] - 1:
+                raise self._wrong("lacks a record", last[0] - 1)
+            if earlier[2] != Record.from_bytes(last[1]).previous:
+                raise self._wrong("has an altered record", earlier[0])
 
     def _catch_up(self) -> None:
         """Take what was written since, by whomever; inside a transaction."""

@@ -3,6 +3,8 @@
 Loads no framework: numpy, torch and the rest are imported when their arrays, models or tools are used.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from secagg import adaptive as adaptive
 from secagg import averaged as averaged
 from secagg import counted as counted
@@ -23,3 +25,16 @@ from .vector import PerTensor as PerTensor
 from .vector import Vector as Vector
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .federation.federation import Federation as Federation
+    from .federation.federation import build_federation as build_federation
+
+
+def __getattr__(name: str) -> Any:
+    """The parts that run a federation are loaded when they are asked for: the core never imports the run."""
+    if name in ("Federation", "build_federation"):
+        from .federation import federation
+
+        return getattr(federation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -195,14 +195,15 @@ exit codes:
     ledger = command(
         "ledger",
         _ledger,
-        "show or verify the signed export of a client's ledger",
+        "show or verify a client's ledger",
         """
         privopt ledger show runs/2026-11-21-digits-1/ledgers/clinic-0.json
-        privopt ledger verify runs/2026-11-21-digits-1/ledgers/clinic-0.json --key 9f2c…
+        privopt ledger verify clinic-0.json --key 9f2c…    with a key known from elsewhere
+        privopt ledger show homes/clinic-0/ledger.sqlite   by the holder, who has the key beside it
         """,
     )
     ledger.add_argument("action", choices=("show", "verify"), help="what to do")
-    ledger.add_argument("path", type=Path, help="the export")
+    ledger.add_argument("path", type=Path, help="an export, or a holder's own ledger.sqlite")
     ledger.add_argument("--key", metavar="HEX", help="the holder's public key, if you have it from elsewhere")
     return parser
 
@@ -348,8 +349,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from .audit import audit_export
     from .console import Console
+    from .ledgerfile import audit_export
 
     found = audit_export(options.path, key=options.key)
     console = Console(as_json=options.format == "json")

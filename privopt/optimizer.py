@@ -160,7 +160,7 @@ class Optimizer:
     def on_aux_vars_sent(self, sent: Mapping[str, AuxVar]) -> None:
         """Tell each module what of its auxiliary variables will really arrive."""
         for module in self.modules:
-            if module.aux_name in sent:
+            if module.aux_name is not None and module.aux_name in sent:
                 module.on_aux_var_sent(sent[module.aux_name])
 
     def process_aux_var(self, aux_vars: Mapping[str, AuxVar]) -> None:

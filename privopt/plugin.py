@@ -141,6 +141,10 @@ class Plugin:
         if "run" in cls.__dict__:
             # The dataclass decorator below works in place, so the method is found through the class.
             cls.run = _with_state(cls.__dict__["run"])  # type: ignore[attr-defined]  # subclasses' contract
+        if "process_aux_var" in cls.__dict__:
+            cls.process_aux_var = _with_state_moved(  # type: ignore[attr-defined]  # modules' contract
+                cls.__dict__["process_aux_var"]
+            )
         dataclasses.dataclass(eq=False, repr=False)(cls)
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # a dataclass since the line above
         cls._state = tuple(f for f in fields if _STATE in f.metadata)
@@ -282,6 +286,22 @@ def _with_state(run: Callable[..., Vector]) -> Callable[..., Vector]:
             )
         self._prepare(gradients)
         return run(self, gradients, *args, **kwargs)
+
+    prepared._prepares_state = True  # type: ignore[attr-defined]  # a mark on our own wrapper
+    return prepared
+
+
+def _with_state_moved(process: Callable[..., None]) -> Callable[..., None]:
+    """Make `process_aux_var` see restored states where the shared Vectors are (framework, device)."""
+    if getattr(process, "_prepares_state", False):
+        return process
+
+    @functools.wraps(process)
+    def prepared(self: Plugin, aux_var: AuxVar) -> None:
+        like = next((value for value in vars(aux_var).values() if isinstance(value, Vector)), None)
+        if like is not None:
+            self._prepare(like)
+        process(self, aux_var)
 
     prepared._prepares_state = True  # type: ignore[attr-defined]  # a mark on our own wrapper
     return prepared

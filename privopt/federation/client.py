@@ -139,13 +139,14 @@ class Client:
         self._settle(message.accepted.get(self.id, 0))
         self._secure = None
         try:
-            values, releases = self._train(message, weights, aux)
+            values = self._train(message, weights, aux)
         except dp.PrivacyBudgetExceeded:
-            return self._stopped(message.round, "budget", [])
+            return self._stopped(message, "budget")
         if message.offer is None:
             self._keep(message.round)
-            return encode(Clear(self.id, message.round, dump_state(values), releases, self._epsilon()))
-        return self._advertise(message, values, releases)
+            answer = Clear(self.id, message.round, dump_state(values), self._releases(message), self._epsilon())
+            return encode(answer)
+        return self._advertise(message, values)
 
     def _settle(self, accepted: int) -> None:
         """Put the optimizer where the last round that counted left it."""
@@ -156,14 +157,13 @@ class Client:
 
     def _train(
         self, message: Begin, weights: Vector, aux: Mapping[str, AuxVar]
-    ) -> tuple[dict[str, Any], list[Release]]:
+    ) -> dict[str, Any]:
         problem, optimizer = self.problem, self.optimizer
         problem.weights.assign(weights)
         start = problem.weights.copy()
         like = problem.weights
         optimizer.process_aux_var({name: _placed(value, like) for name, value in aux.items()})
         optimizer.start_round()
-        releases: list[Release] = []
         losses: list[float] = []
         if self.privacy is None:
             batches = np.random.Generator(np.random.Philox(key=self._key("batches", message.round)))
@@ -172,10 +172,10 @@ class Client:
                 losses.append(loss)
                 optimizer.step(gradient, problem.weights)
         else:
-            release, draw, reservation = self.privacy.draws(message.steps)
-            releases.append(release)
+            reservation = self.privacy.reserve(message.steps)
             for step in range(message.steps):
-                optimizer.step(problem.noised_gradient(draw(step)), problem.weights)
+                noised = problem.noised_gradient(self.privacy.draw(reservation, step))
+                optimizer.step(noised, problem.weights)
             self.privacy.ledger.commit(reservation)
         values: dict[str, Any] = {"update": (problem.weights - start).flatten()}
         values["weight"] = {"uniform": 1, "samples": problem.num_samples, "steps": message.steps}[
@@ -185,7 +185,7 @@ class Client:
             values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
         for name, collected in optimizer.collect_aux_var().items():
             values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
-        return values, releases
+        return values
 
     def _keep(self, number: int) -> None:
         """Before anything is sent: whoever restarts this client must be able to tell both outcomes apart."""
@@ -196,7 +196,7 @@ class Client:
         included = generator.random(self.problem.num_samples) < self._sample_rate
         return np.flatnonzero(included).astype(np.int64)
 
-    def _advertise(self, message: Begin, values: dict[str, Any], releases: list[Release]) -> bytes:
+    def _advertise(self, message: Begin, values: dict[str, Any]) -> bytes:
         assert self._masks is not None  # noqa: S101 - established in _begin and __init__
         assert self._roster is not None  # noqa: S101
         assert message.offer is not None  # noqa: S101
@@ -213,7 +213,7 @@ class Client:
             advert = self._secure.receive(message.offer, context=message.context(), declared=declared)
         except (secagg.PolicyError, secagg.SchemaError):
             self._secure = None
-            return self._stopped(message.round, "refused", releases)
+            return self._stopped(message, "refused")
         assert advert is not None  # noqa: S101 - an offer is answered
         carried = self._secure.prepare(values)
         self.optimizer.on_aux_vars_sent(
@@ -223,7 +223,7 @@ class Client:
             }
         )
         self._keep(message.round)
-        return encode(Ready(self.id, message.round, advert, releases, self._epsilon()))
+        return encode(Ready(self.id, message.round, advert, self._releases(message), self._epsilon()))
 
     def _submit(self, message: Roster) -> bytes:
         if self._secure is None or message.round != self._round:
@@ -233,8 +233,12 @@ class Client:
         self._secure = None
         return encode(Submit(self.id, message.round, secure.submit()))
 
-    def _stopped(self, number: int, reason: str, releases: list[Release]) -> bytes:
-        return encode(Stopped(self.id, number, reason, releases, self._epsilon()))
+    def _stopped(self, message: Begin, reason: str) -> bytes:
+        return encode(Stopped(self.id, message.round, reason, self._releases(message), self._epsilon()))
+
+    def _releases(self, message: Begin) -> list[Release]:
+        """What the server has not recorded yet: this round's, and those of a round that a crash cut short."""
+        return [] if self.privacy is None else self.privacy.releases(message.recorded.get(self.id, 0))
 
     def _epsilon(self) -> float | None:
         if self.privacy is None:

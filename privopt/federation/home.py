@@ -42,7 +42,7 @@ class Home:
         return secagg.Identity.load(path)
 
     def ledger(self) -> dp.Ledger:
-        """The participant's ledger, made on first use with a key of its own."""
+        """The participant's ledger, made on first use with a key of its own; close it after use."""
         path = self.folder / "ledger.key"
         if not path.exists():
             dp.LedgerKey.generate().save(path)

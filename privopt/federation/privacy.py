@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -129,35 +127,35 @@ class Privacy:
     def __repr__(self) -> str:
         return f"Privacy({self.client!r}, {self.plan})"
 
-    def draws(self, steps: int) -> tuple[Release, Callable[[int], dict[str, npt.NDArray[np.float64]]], Any]:
+    def reserve(self, steps: int) -> dp.Reservation:
         """Reserve a round of `steps` releases; nothing is drawn yet.
-
-        Returns:
-            What goes into the run's record, a function that draws step k's noised gradient, and the
-            reservation to `commit` once the last one is drawn.
 
         Raises:
             dp.PrivacyBudgetExceeded: If the budget does not allow it; nothing is written then.
         """
-        event = self.plan.event(steps)
-        reservation = self.ledger.reserve(self.dataset, event, run=self.run)
-        release = Release(
-            event=event.to_dict(),
-            steps=steps,
+        return self.ledger.reserve(self.dataset, self.plan.event(steps), run=self.run, unit=self.plan.unit)
+
+    def draw(self, reservation: dp.Reservation, step: int) -> Mapping[str, npt.NDArray[np.float64]]:
+        """The noised gradient of one step of a reserved round; each step once."""
+        # The reservation's number makes every stream a new one, after a crash too: a round that is done
+        # again has a new reservation, and so a new batch and new noise.
+        label = f"{self.run}/{self.client}/{reservation.sequence}/{step}"
+        return self.gradient.draw(self._source.stream(label))
+
+    def releases(self, after: int) -> list[Release]:
+        """What the ledger holds of this run beyond record number `after`, as the run's record wants it."""
+        return [self._release(found) for found in self.ledger.releases(self.run, after=after)]
+
+    def _release(self, reservation: dp.Reservation) -> Release:
+        return Release(
+            event=reservation.event.to_dict(),
+            steps=reservation.event.count if isinstance(reservation.event, dp.events.Repeated) else 1,
             sampler="poisson",
             sample_rate=self.plan.sample_rate,
             clip_norm=self.plan.clip_norm,
             noise_multiplier=self.plan.noise_multiplier,
             ledger_sequence=reservation.sequence,
         )
-
-        def draw(step: int) -> dict[str, npt.NDArray[np.float64]]:
-            # The reservation's number makes every stream a new one, after a crash too: a round that
-            # is done again has a new reservation, and so a new batch and new noise.
-            label = f"{self.run}/{self.client}/{reservation.sequence}/{step}"
-            return self.gradient.draw(self._source.stream(label))
-
-        return release, draw, reservation
 
     def spent(self) -> float:
         """Epsilon of everything that this run has reserved so far."""

@@ -126,7 +126,10 @@ class _Parts:
     def _plan(self) -> PrivacyPlan:
         private = self.config.dp
         for client in self.data.clients:
-            dp.check_delta(private.delta, len(client.y), who=client.id)
+            try:
+                dp.check_delta(private.delta, len(client.y))
+            except dp.PrivacyParameterError as error:
+                raise dp.PrivacyParameterError(f"Client {client.id!r}: {error}") from error
         return PrivacyPlan.calibrated(
             epsilon=private.epsilon,
             delta=private.delta,

@@ -91,7 +91,6 @@ class ScaffoldClient(OptiModule):
             raise TypeError(f"Expected a ScaffoldState from the server, got {type(aux_var).__name__}.")
         # A loop that never says how a round ended has no aborted rounds.
         self.on_round_end(accepted=True)
-        self._prepare(aux_var.control)
         self.server = aux_var.control
         self._restart()
 

@@ -188,11 +188,11 @@ def test_debug_shows_the_traceback_of_a_told_error():
 
 
 def test_warnings_of_ours_are_told_once_a_kind_and_others_as_python_does(capsys, monkeypatch):
-    from dp.errors import PrivacyParameterWarning
+    from dp.errors import PrivacyWarning
 
     def warning(options):
         for client in range(3):
-            warnings.warn(f"delta is large for clinic-{client}", PrivacyParameterWarning, stacklevel=1)
+            warnings.warn(f"delta is large for clinic-{client}", PrivacyWarning, stacklevel=1)
         return 0
 
     monkeypatch.setattr(cli, "_init", warning)

@@ -1,0 +1,383 @@
+"""Audit of one ledger's export: is it whole, is it the holder's, and does it hold what the run recorded?
+
+Place in the picture: `dp.ledger` writes what was spent, this reads it back with nothing but the export and
+the public key that was pinned before. An export is somebody else's bytes: whatever they are, the answer is a
+`LedgerAudit`. It shows consistency; that the declared code ran is not something a file can show.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from .accounting import By, count_steps, epsilon
+from .errors import DPError, LedgerError, PrivacyParameterError
+from .events import Event, Poisson, event_from_dict
+from .records import Export, History, Reservation, hash_body
+from .signing import is_signed
+
+__all__ = ["CheckedExport", "LedgerAudit", "Problem", "audit_ledger", "check_export"]
+
+MAX_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        record: Number of the ledger's record; None where it is not about one.
+        what: In words.
+    """
+
+    record: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return self.what if self.record is None else f"record {self.record}: {self.what}"
+
+
+@dataclass(frozen=True)
+class CheckedExport:
+    """An export by itself, without a run to compare it with.
+
+    Attributes:
+        export: What was read; None where it is no export.
+        history: What its records say, as far as they are whole.
+        chain: Whether every record is whole and in its place.
+        signature: Whether the head is signed by the key.
+        problems: What is wrong, the first record first.
+        notes: What a reader should know.
+    """
+
+    export: Export | None
+    history: History
+    chain: bool
+    signature: bool
+    problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class LedgerAudit:
+    """What an audit of one client's ledger found.
+
+    Attributes:
+        client: Id of the client.
+        events: Number of releases of the run that the ledger counts.
+        epsilon: What they cost, by accountant. An accountant that could not price them has no entry, and
+            none has where the ledger is not to be trusted; the notes and problems say why.
+        delta: At which delta.
+        chain: Whether every record is whole and in its place.
+        signature: Whether the head is signed by the pinned key.
+        matches: Whether the ledger is whole and its reservations of the run are what the run recorded.
+        problems: What is wrong, the first record first.
+        notes: What a reader should know and that is not wrong.
+    """
+
+    client: str
+    events: int
+    epsilon: dict[str, float]
+    delta: float
+    chain: bool
+    signature: bool
+    matches: bool
+    problems: list[Problem]
+    notes: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+class _Recorded(msgspec.Struct, frozen=True):
+    """One release as the run recorded it; other keys are the run's own business."""
+
+    event: dict[str, Any]
+    steps: int
+    sampler: str
+    sample_rate: float
+    clip_norm: float
+    noise_multiplier: float
+    ledger_sequence: int
+
+
+def audit_ledger(
+    export: Path | Mapping[str, Any],
+    *,
+    client: str,
+    public_key: bytes | None,
+    run: str,
+    delta: float,
+    recorded: Sequence[Mapping[str, Any]],
+) -> LedgerAudit:
+    """Check an export, compare it with what a run recorded, and price the run again.
+
+    Guarantees:
+        - A record that was altered, removed, inserted or moved, an end that was cut off, another's signature
+          and another's key are each a problem, with the number of the record where it can be known.
+        - Whatever bytes the export holds, the answer is a `LedgerAudit`.
+
+    Args:
+        export: File that `Ledger.export` wrote, or its JSON.
+        client: Id of the client, for the answer.
+        public_key: The key that was pinned when the run began; None trusts the export's own, and notes it.
+        run: Which run.
+        delta: At which delta to price it.
+        recorded: The run's releases: ``{"event", "steps", "sampler", "sample_rate", "clip_norm",
+            "noise_multiplier", "ledger_sequence"}``. A committed reservation that is not among them is a
+            problem; an uncommitted one is counted, and noted.
+
+    Returns:
+        The audit.
+
+    Example:
+        >>> audit_ledger({}, client="clinic-0", public_key=None, run="r", delta=1e-5, recorded=[]).ok
+        False
+    """
+    checked = check_export(export, public_key=public_key)
+    problems, notes = list(checked.problems), list(checked.notes)
+    counted = checked.history.counted(run=run)
+    mismatches = _compare(checked.history, counted, run, recorded, notes)
+    read = checked.history.sequence
+    if checked.export is not None and read < len(checked.export.records):
+        # Nothing is known of what stands behind the first wrong record, so nothing is said about it.
+        mismatches = [found for found in mismatches if found.record is None or found.record <= read]
+        notes.append(f"Compared with the run up to record {read}: what stands behind it cannot be trusted.")
+    if checked.export is not None and not counted and not recorded:
+        notes.append(f"The ledger holds nothing of run {run!r}.")
+    problems += mismatches
+    costs: dict[str, float] = {}
+    if checked.chain and checked.signature:
+        costs = _price(checked.history, counted, delta, problems, notes)
+    else:
+        notes.append("Not priced: the ledger cannot be trusted as it is.")
+    return LedgerAudit(
+        client=client,
+        events=sum(n for _, n in count_steps([found.event for found in counted])),
+        epsilon=costs,
+        delta=delta,
+        chain=checked.chain,
+        signature=checked.signature,
+        matches=checked.chain and not mismatches,
+        problems=sorted(problems, key=_place),
+        notes=notes,
+    )
+
+
+def check_export(export: Path | Mapping[str, Any], *, public_key: bytes | None = None) -> CheckedExport:
+    """Check an export by itself: its form, its chain, and the signature on its head.
+
+    Args:
+        export: File that `Ledger.export` wrote, or its JSON.
+        public_key: The key that was pinned; None trusts the export's own, and notes it.
+
+    Returns:
+        What was found.
+    """
+    history = History()
+    try:
+        found = _decode(export)
+    except LedgerError as error:
+        return CheckedExport(None, history, False, False, [Problem(error.record, str(error))])
+    notes: list[str] = []
+    if public_key is None:
+        notes.append("No key was pinned: the export was checked against the key that it names.")
+        public_key = bytes.fromhex(found.public_key)
+    problems = _check_chain(found, history)
+    chain = not problems
+    signature, wrong = _check_head(found, history, public_key, chain)
+    problems += wrong
+    # A head that is signed but does not fit the records is the chain's fault: its end is missing.
+    chain = chain and (found.head.sequence, found.head.hash) == (history.sequence, history.head)
+    return CheckedExport(found, history, chain, signature, sorted(problems, key=_place), notes)
+
+
+def _decode(export: Path | Mapping[str, Any]) -> Export:
+    """Read an export strictly; LedgerError for whatever is none."""
+    try:
+        if isinstance(export, Mapping):
+            data = json.dumps(export, allow_nan=False).encode()
+        elif export.stat().st_size > MAX_BYTES:
+            raise LedgerError(f"Expected an export of at most {MAX_BYTES} bytes, {export.name} has more.")
+        else:
+            data = export.read_bytes()
+    except OSError as error:
+        raise LedgerError(
+            f"Expected a ledger's export, {export} cannot be read: {error.strerror}."
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LedgerError(f"Expected a ledger's export, got something that is no JSON: {error}.") from error
+    try:
+        return msgspec.json.decode(data, type=Export)
+    except (ValueError, RecursionError) as error:
+        raise LedgerError(f"Expected a ledger's export, got something else: {error}.") from error
+
+
+def _check_chain(export: Export, history: History) -> list[Problem]:
+    """Replay the records into `history`, up to the first that is wrong."""
+    if not export.records:
+        return [Problem(1, "is missing, as all records are")]
+    for stored in export.records:
+        expected = history.sequence + 1
+        record = stored.bare()
+        try:
+            if record.sequence == expected and hash_body(record.to_bytes()) != stored.hash:
+                raise LedgerError("was altered: it is not what its hash was made of", expected)
+            history.apply(record, stored.hash)
+        except LedgerError as error:
+            return [Problem(error.record, str(error))]
+        except (ValueError, RecursionError) as error:
+            return [Problem(expected, f"holds what no record may: {error}")]
+    return []
+
+
+def _check_head(export: Export, history: History, key: bytes, chain: bool) -> tuple[bool, list[Problem]]:
+    head = export.head
+    problems = []
+    if export.public_key != key.hex():
+        problems.append(
+            Problem(
+                head.sequence,
+                f"is the head of a ledger of key {export.public_key[:16]}…, {key.hex()[:16]}… was pinned",
+            )
+        )
+    if history.public_key not in (None, key.hex()):
+        problems.append(Problem(1, f"begins a ledger of another key than {key.hex()[:16]}…"))
+    signed = is_signed(key, head.sequence, bytes.fromhex(head.hash), bytes.fromhex(head.signature))
+    if not signed:
+        problems.append(Problem(head.sequence, "is a head whose signature is not the key's"))
+    elif chain and head.sequence != history.sequence:
+        missing = min(head.sequence, history.sequence) + 1
+        what = "is missing" if head.sequence > history.sequence else "stands after the signed head"
+        problems.append(Problem(missing, f"{what}: the head is record {head.sequence}"))
+    elif chain and head.hash != history.head:
+        problems.append(
+            Problem(
+                head.sequence, "is not what the head's signature was made of: it or one before was altered"
+            )
+        )
+    return signed and export.public_key == key.hex() == (history.public_key or key.hex()), problems
+
+
+def _compare(
+    history: History,
+    counted: Sequence[Reservation],
+    run: str,
+    recorded: Sequence[Mapping[str, Any]],
+    notes: list[str],
+) -> list[Problem]:
+    """Every recorded release is a reservation of the run, and every committed one is recorded."""
+    problems = []
+    seen: set[int] = set()
+    for position, value in enumerate(recorded, 1):
+        try:
+            release = msgspec.convert(value, _Recorded)
+            event = event_from_dict(release.event)
+        except (DPError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            problems.append(Problem(None, f"release {position} of the run's own record is none: {error}"))
+            continue
+        number = release.ledger_sequence
+        if number in seen:
+            problems.append(Problem(number, "is recorded by the run twice"))
+        seen.add(number)
+        problems += [Problem(number, what) for what in _differences(history, run, release, event)]
+    for found in counted:
+        if found.sequence in seen:
+            continue
+        if found.sequence in history.committed:
+            problems.append(Problem(found.sequence, f"commits {found.event}, which the run did not record"))
+        else:
+            notes.append(
+                f"Record {found.sequence} reserved {found.event} and was never committed: counted as spent."
+            )
+    return problems
+
+
+def _differences(history: History, run: str, release: _Recorded, event: Event) -> list[str]:
+    """What a recorded release says otherwise than its reservation, or than its own event."""
+    found = history.reservations.get(release.ledger_sequence)
+    if found is None:
+        return ["is recorded by the run, and is no reservation in the ledger"]
+    steps = count_steps(found.event)
+    inner, count = steps[0] if len(steps) == 1 else (None, 0)
+    sampled = isinstance(inner, Poisson)
+    rate = inner.sample_rate if isinstance(inner, Poisson) else 1.0
+    noise = getattr(inner.event if isinstance(inner, Poisson) else inner, "noise_multiplier", math.nan)
+    checks = {
+        f"is of run {found.run!r}, not of {run!r}": found.run == run,
+        "was made void, and the run recorded a release under it": found.sequence not in history.void,
+        f"reserves {found.event}, the run recorded {event}": found.event == event,
+        f"reserves {count} releases, the run recorded {release.steps} steps": count == release.steps,
+        f"was {'' if sampled else 'not '}sampled by 'poisson', the run recorded {release.sampler!r}": (
+            (release.sampler == "poisson") == sampled
+        ),
+        f"has sample rate {rate}, the run recorded {release.sample_rate}": rate == release.sample_rate,
+        f"has noise multiplier {noise}, the run recorded {release.noise_multiplier}": (
+            noise == release.noise_multiplier
+        ),
+        f"is recorded with a clip norm of {release.clip_norm}, which bounds nothing": (
+            release.clip_norm > 0 and math.isfinite(release.clip_norm)
+        ),
+    }
+    return [what for what, holds in checks.items() if not holds]
+
+
+def _price(
+    history: History,
+    counted: Sequence[Reservation],
+    delta: float,
+    problems: list[Problem],
+    notes: list[str],
+) -> dict[str, float]:
+    """Epsilon by every accountant that can tell; and whether they agree."""
+    relations = {history.relations[found.dataset][1] for found in counted}
+    datasets = {found.dataset for found in counted}
+    if len(datasets) > 1:
+        problems.append(Problem(None, f"the run released about several datasets: {sorted(datasets)}"))
+        return {}
+    costs: dict[str, float] = {}
+    events = [found.event for found in counted]
+    accountants: tuple[By, ...] = ("PLD", "RDP", "PRV")
+    for by in accountants:
+        try:
+            costs[by] = epsilon(events, delta, by=by, neighboring=next(iter(relations), "add-or-remove-one"))
+        except PrivacyParameterError as error:
+            problems.append(Problem(None, f"cannot be priced: {error}"))
+            return {}
+        except DPError as error:
+            problems.append(Problem(None, f"cannot be priced by {by}: {error}"))
+        except (ArithmeticError, ValueError, MemoryError, RuntimeError) as error:
+            # A price is an accountant's upper bound; one that breaks down on odd parameters gives none.
+            notes.append(f"{by} gives no price here: {type(error).__name__}.")
+        except ImportError as error:
+            notes.append(f"{by} was not computed: {error}. Install the extra `torch`.")
+    problems += _disagreements(costs)
+    return costs
+
+
+def _disagreements(costs: Mapping[str, float]) -> list[Problem]:
+    pld, rdp, prv = (costs.get(by, math.nan) for by in ("PLD", "RDP", "PRV"))
+    found = []
+    if math.isfinite(pld + prv) and abs(prv - pld) > 0.01 * pld + 0.011:
+        found.append(Problem(None, f"the accountants disagree: PLD {pld:.4f}, PRV {prv:.4f}"))
+    # Below 0.5 the conversion from RDP and PLD's grid may cross by a hair.
+    if pld >= 0.5 and rdp < pld:
+        found.append(Problem(None, f"the accountants disagree: PLD {pld:.4f}, RDP {rdp:.4f}"))
+    return found
+
+
+def _place(problem: Problem) -> float:
+    return math.inf if problem.record is None else problem.record

@@ -1,0 +1,276 @@
+"""Checks a run's records against each other: floor 7, `privopt audit`.
+
+`dp.audit` checks one ledger by itself and prices it; here each client's export is held against the keys, the
+plan and the releases that the run's folder names. It shows that the records hold together. That the declared
+code ran is not something a file can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dp.audit import CheckedExport, LedgerAudit, audit_ledger, check_export
+
+from .console import small, table
+from .runfolder import Participant, PrivacyFacts, Release, RunFolder, read_run
+
+__all__ = ["Fault", "RunAudit", "audit_run", "public_key"]
+
+_AGREES = 0.011
+"""Epsilon that two computations of one price may differ by, beside 1 %."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that does not hold.
+
+    Attributes:
+        client: Whose record; None where it is the run's.
+        record: Number of the ledger's record; None where it is not about one.
+        what: In words.
+    """
+
+    client: str | None
+    record: int | None
+    what: str
+
+    def __str__(self) -> str:
+        where = [self.client or "the run"] + ([f"record {self.record}"] if self.record is not None else [])
+        return f"{', '.join(where)}: {self.what}"
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What the audit of a run's folder found.
+
+    Attributes:
+        run: Id of the run.
+        private: Whether the run was under differential privacy.
+        clients: One entry a client that has a ledger to audit.
+        faults: What does not hold, by client and record.
+        notes: What a reader should know and that is not wrong.
+        disclosed: What left without a price, as the run declared it.
+    """
+
+    run: str
+    private: bool
+    clients: list[LedgerAudit]
+    faults: list[Fault]
+    notes: list[str]
+    disclosed: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "run": self.run,
+            "ok": self.ok,
+            "private": self.private,
+            "clients": [
+                {
+                    "client": one.client,
+                    "events": one.events,
+                    "epsilon": {by: _finite(value) for by, value in one.epsilon.items()},
+                    "delta": one.delta,
+                    "chain": one.chain,
+                    "signature": one.signature,
+                    "matches": one.matches,
+                    "ok": one.ok,
+                }
+                for one in self.clients
+            ],
+            "problems": [asdict(fault) for fault in self.faults],
+            "notes": self.notes,
+            "disclosed": self.disclosed,
+        }
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, [self._table(), self._verdict(), *self.notes, self._unpriced()]))
+
+    def _table(self) -> str:
+        columns = ["client", "events", "ε (PLD)", "ε (RDP)", "ε (PRV)", "δ", "chain", "signature"]
+        rows = [
+            [
+                one.client,
+                str(one.events),
+                *(f"{one.epsilon[by]:.2f}" if by in one.epsilon else "–" for by in ("PLD", "RDP", "PRV")),
+                small(one.delta),
+                *("ok" if holds else "FAULT" for holds in (one.chain, one.signature, one.matches)),
+            ]
+            for one in self.clients
+        ]
+        return table([*columns, "matches the run"], rows, numeric=(1, 2, 3, 4)) if rows else ""
+
+    def _verdict(self) -> str:
+        if not self.faults:
+            what = "Every record holds." if self.private else "There is nothing to price: dp was off."
+            return f"{what} The records agree with each other; that the declared code ran, no file can show."
+        first, *others = self.faults
+        text = f"First fault: {first}."
+        shown = "".join(f"\n  {fault}." for fault in others[:20])
+        more = f"\n  and {len(others) - 20} more (--format json lists all)" if len(others) > 20 else ""
+        return text + (f"\nAlso:{shown}{more}" if others else "")
+
+    def _unpriced(self) -> str:
+        rest = (
+            "Nothing else left the clients but noised values."
+            if self.private
+            else "Without dp, the updates themselves have no price."
+        )
+        return f"Disclosed without a price: {'; '.join(self.disclosed) or 'nothing'}. {rest}"
+
+
+def audit_run(folder: str | Path) -> RunAudit:
+    """Check a run's folder: every client's ledger, and what the run says about itself.
+
+    Guarantees:
+        - Nothing in the folder is executed, and no file outside it is read.
+        - Each fault names the client and, where it is about one, the record.
+
+    Args:
+        folder: Where `privopt train` kept the run.
+
+    Returns:
+        The audit; `RunAudit.ok` is False if anything does not hold.
+
+    Raises:
+        RunFolderError: If the folder is not, or not wholly, a run's.
+    """
+    run = read_run(folder)
+    facts = run.run
+    disclosed = [
+        item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in facts.disclosed
+    ]
+    if facts.dp is None:
+        return RunAudit(facts.id, False, [], list(_run_faults(run)), [], disclosed)
+    audits, faults, notes = [], list(_run_faults(run)), []
+    for client in facts.clients:
+        releases = [release for line in run.rounds for release in line.releases.get(client.id, ())]
+        path = run.ledgers.get(client.id)
+        if path is None:
+            what = (
+                "no export of its ledger in ledgers/ (a run writes them at its end: privopt train --resume)"
+            )
+            faults.append(Fault(client.id, None, what))
+            continue
+        key = public_key(client.ledger_key)
+        if key is None:
+            faults.append(Fault(client.id, None, "run.json pins no key of its ledger, so it proves nothing"))
+        found = audit_ledger(
+            path,
+            client=client.id,
+            public_key=key,
+            run=facts.id,
+            delta=facts.dp.delta,
+            recorded=[msgspec.to_builtins(release) for release in releases],
+        )
+        audits.append(found)
+        faults += [Fault(client.id, problem.record, problem.what) for problem in found.problems]
+        faults += _plan_faults(facts.dp, client, releases, found)
+        faults += _price_faults(run, facts.dp, found)
+        if key is not None:
+            faults += _relation_faults(facts.dp, client, facts.id, check_export(path, public_key=key))
+        notes += [f"{client.id}: {note}" for note in found.notes]
+    return RunAudit(facts.id, True, audits, faults, notes, disclosed)
+
+
+def public_key(text: str | None) -> bytes | None:
+    """An Ed25519 public key from hex; None if the text is none."""
+    try:
+        key = bytes.fromhex(text or "")
+    except ValueError:
+        return None
+    return key if len(key) == 32 else None
+
+
+def _finite(value: float) -> float | str:
+    # JSON knows no infinity.
+    return value if value < float("inf") else "infinity"
+
+
+def _run_faults(run: RunFolder) -> Iterator[Fault]:
+    """What the run's own files say otherwise than each other."""
+    numbers = [line.round for line in run.rounds]
+    if numbers != list(range(1, len(numbers) + 1)):
+        wrong = next(n for n, number in enumerate(numbers, start=1) if n != number)
+        yield Fault(None, None, f"metrics.jsonl tells round {numbers[wrong - 1]} where round {wrong} belongs")
+    known = {client.id for client in run.run.clients}
+    for line in run.rounds:
+        for name in sorted({*line.clients, *line.releases} - known):
+            yield Fault(None, None, f"round {line.round} tells of {name!r}, which run.json does not name")
+    config, plan = run.config.get("dp", {}), run.run.dp
+    if bool(config.get("enabled")) != (plan is not None):
+        yield Fault(None, None, "config.json and run.json differ on whether dp is on")
+    elif plan is not None:
+        sampler = config.get("sampler", {})
+        pairs = {
+            "epsilon": (config.get("epsilon"), plan.epsilon),
+            "delta": (config.get("delta"), plan.delta),
+            "clip_norm": (config.get("clip_norm"), plan.clip_norm),
+            "sample rate": (sampler.get("rate"), plan.sample_rate),
+            "unit": (config.get("unit"), plan.unit),
+        }
+        for name, (asked, planned) in pairs.items():
+            if asked != planned:
+                yield Fault(None, None, f"config.json says {name} {asked}, run.json {planned}")
+
+
+def _plan_faults(
+    plan: PrivacyFacts, client: Participant, releases: Sequence[Release], found: LedgerAudit
+) -> Iterator[Fault]:
+    """Releases that are not those of the plan, and more of them than planned."""
+    for release in releases:
+        said = (release.sampler, release.sample_rate, release.clip_norm, release.noise_multiplier)
+        planned = ("poisson", plan.sample_rate, plan.clip_norm, plan.noise_multiplier)
+        if said != planned:
+            yield Fault(
+                client.id,
+                release.ledger_sequence,
+                "is recorded with sampler, rate, clip norm and noise "
+                f"{', '.join(map(str, said))}; the plan has {', '.join(map(str, planned))}",
+            )
+    if found.events > plan.planned_steps:
+        what = f"its ledger counts {found.events} releases of this run, {plan.planned_steps} were planned"
+        yield Fault(client.id, None, what)
+
+
+def _price_faults(run: RunFolder, plan: PrivacyFacts, found: LedgerAudit) -> Iterator[Fault]:
+    """A price above the budget, or other than the run told while it ran."""
+    price = found.epsilon.get("PLD")
+    if price is None:
+        return
+    if not price <= plan.epsilon:
+        yield Fault(found.client, None, f"spent ε = {price:.4f}, of at most {plan.epsilon:g}")
+    told = [line.clients[found.client] for line in run.rounds if found.client in line.clients]
+    last = told[-1] if told else None
+    # Only the same number of releases has the same price; the ledger may hold more, which its notes tell.
+    if last is None or last.epsilon is None or last.steps != found.events:
+        return
+    if abs(last.epsilon - price) > 0.01 * price + _AGREES:
+        what = f"the run told ε = {last.epsilon:.4f}, its ledger's releases cost {price:.4f}"
+        yield Fault(found.client, None, what)
+
+
+def _relation_faults(
+    plan: PrivacyFacts, client: Participant, run: str, checked: CheckedExport
+) -> Iterator[Fault]:
+    """Another data set, unit or neighbouring relation in the ledger than the run declares."""
+    for dataset in sorted({found.dataset for found in checked.history.counted(run=run)}):
+        if client.dataset is not None and dataset != client.dataset:
+            what = f"its ledger counts this run on dataset {dataset!r}, run.json on {client.dataset!r}"
+            yield Fault(client.id, None, what)
+        unit, neighboring = checked.history.relations[dataset]
+        if (unit, neighboring) != (plan.unit, plan.neighboring):
+            what = (
+                f"its ledger is per {unit}, {neighboring}; the run says per {plan.unit}, {plan.neighboring}"
+            )
+            yield Fault(client.id, None, what)

@@ -1,0 +1,68 @@
+"""Child processes of test_ledger_crash: `kill` is killed at random moments, `write` competes for one ledger.
+
+Run by file, in an interpreter of its own: a fork of the tests' process would carry its threads along.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dp.events import Gaussian, Poisson, Repeated
+from dp.ledger import Ledger, LedgerKey
+
+EVENT = Repeated(Poisson(0.2, Gaussian(1.5)), 5)
+
+
+def note(descriptor, sequence):
+    """Say, durably, that what is reserved under this number is about to be drawn."""
+    os.write(descriptor, f"{sequence}\n".encode())
+    os.fsync(descriptor)
+
+
+def release_for_ever(folder, run):
+    drawn = os.open(folder / "drawn", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    ledger = Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key"))
+    ledger.set_run_budget("icu", run=run, epsilon=1000.0, delta=1e-3)
+    while True:
+        reservation = ledger.reserve("icu", EVENT, run=run)
+        note(drawn, reservation.sequence)
+        ledger.commit(reservation)
+
+
+def kill(folder, times, seed):
+    """Let a child release until it is killed, again and again; after each, the ledger must be whole."""
+    chance = random.Random(seed)
+    key = LedgerKey.load(folder / "ledger.key")
+    for number in range(times):
+        child = os.fork()
+        if child == 0:
+            try:
+                release_for_ever(folder, f"run-{number}")
+            finally:
+                os._exit(1)  # reached by an exception only
+        time.sleep(chance.uniform(0.0, 0.06))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"Child {number} ended by itself.")
+        with Ledger.open(folder / "ledger.sqlite", key) as ledger:
+            ledger.verify()
+            counted = {found.sequence for found in ledger.releases(f"run-{number}")}
+        lines = (folder / "drawn").read_text().split() if (folder / "drawn").exists() else []
+        with (folder / "rounds").open("a") as file:
+            file.write(f"{len(counted)} {len(lines)}\n")
+
+
+def write(folder, times, name):
+    """Release `times` times while others do."""
+    with Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key")) as ledger:
+        for number in range(times):
+            reservation = ledger.reserve("icu", EVENT, run=f"run-{name}")
+            (ledger.void if number % 5 == 4 else ledger.commit)(reservation)
+
+
+if __name__ == "__main__":
+    {"kill": kill, "write": write}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

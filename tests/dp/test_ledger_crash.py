@@ -1,0 +1,75 @@
+"""Processes that are killed, and processes that write at once: nothing drawn goes uncounted.
+
+A killed process is not a lost disk: that a commit is on disk when it returns rests on SQLite's full sync, which
+test_ledger.py checks is on.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dp.audit import audit_ledger
+from dp.ledger import Ledger, LedgerKey
+
+WRITER = Path(__file__).with_name("ledger_writer.py")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path):
+    LedgerKey.generate().save(tmp_path / "ledger.key")
+    return tmp_path
+
+
+def start(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, WRITER, *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child):
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+
+
+def opened(home):
+    return Ledger.open(home / "ledger.sqlite", LedgerKey.load(home / "ledger.key"))
+
+
+def test_fifty_kills_at_random_moments_leave_no_draw_uncounted_and_nothing_damaged(home):
+    finish(start("kill", home, 50, 20261121))
+    rounds = [tuple(map(int, line.split())) for line in (home / "rounds").read_text().splitlines()]
+    drawn = [int(line) for line in (home / "drawn").read_text().split()]
+    assert len(rounds) == 50
+    assert len(set(drawn)) == len(drawn), "Two draws under one reservation."
+    with opened(home) as ledger:
+        ledger.verify()
+        counted = {found.sequence for run in range(50) for found in ledger.releases(f"run-{run}")}
+        uncommitted = counted - ledger._file.history.committed
+        assert set(drawn) <= counted
+        ledger.export(home / "export.json")
+    # The test has power only where kills fell between a reservation and its commit, and into work under way.
+    assert uncommitted, "No kill fell between reserve and commit."
+    assert len(drawn) > 50
+    audit = audit_ledger(
+        home / "export.json", client="c", public_key=None, run="none", delta=1e-3, recorded=[]
+    )
+    assert audit.chain
+    assert audit.signature
+
+
+def test_four_processes_write_one_ledger_from_its_first_record_on(home):
+    children = [start("write", home, 25, name) for name in range(4)]
+    for child in children:
+        finish(child)
+    with opened(home) as ledger:
+        ledger.verify()
+        assert [len(ledger.releases(f"run-{name}")) for name in range(4)] == [20] * 4
+        assert ledger._file.history.sequence == 1 + 4 * 25 * 2
