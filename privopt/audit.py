@@ -41,7 +41,7 @@ class Fault:
 
     def __str__(self) -> str:
         where = [self.client or "the run"] + ([f"record {self.record}"] if self.record is not None else [])
-        return f"{', '.join(where)}: {self.what}"
+        return f"{', '.join(where)}: {self.what.rstrip('.')}"
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,15 @@ def audit_run(folder: str | Path) -> RunAudit:
             recorded=[msgspec.to_builtins(release) for release in releases],
         )
         audits.append(found)
-        faults += [Fault(client.id, problem.record, problem.what) for problem in found.problems]
+        notes += [f"{client.id}: {note}" for note in found.notes]
+        checked = check_export(path, public_key=key)
+        problems = found.problems if checked.export is not None else checked.problems
+        faults += [Fault(client.id, problem.record, problem.what) for problem in problems]
+        if checked.export is None:
+            continue  # what it does not hold follows from its not being one
         faults += _plan_faults(facts.dp, client, releases, found)
         faults += _price_faults(run, facts.dp, found)
-        if key is not None:
-            faults += _relation_faults(facts.dp, client, facts.id, check_export(path, public_key=key))
-        notes += [f"{client.id}: {note}" for note in found.notes]
+        faults += _relation_faults(facts.dp, client, facts.id, checked)
     return RunAudit(facts.id, True, audits, faults, notes, disclosed)
 
 

@@ -76,7 +76,9 @@ class LedgerFile:
             lines[0] += f" · {len(checked.export.records)} records · key {checked.export.public_key}"
         if checked.problems:
             lines.append(
-                "First fault: " + "; also: ".join(f"{problem}" for problem in checked.problems) + "."
+                "First fault: "
+                + "; also: ".join(str(problem).rstrip(".") for problem in checked.problems)
+                + "."
             )
         elif runs := self._runs():
             lines += ["", table(_RUNS, [list(map(str, row)) for row in runs], numeric=(2, 3, 4, 5))]
