@@ -138,7 +138,7 @@ class Ledger:
 
         The filter's Rényi order is fixed by the first call, because its guarantee is for an order that was
         chosen before the releases. The default is the best one for that first budget; far larger budgets
-        later on are used up badly at it, so who expects to raise the budget names the order for where it ends.
+        later on are used badly at it, so who expects to raise the budget names an order that suits its end.
 
         Args:
             dataset: Which data.

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from dp.accounting import epsilon
 from dp.events import Gaussian, Poisson, Repeated
 from dp.ledger import Ledger, LedgerKey
 
@@ -22,13 +23,15 @@ def note(descriptor, sequence):
     os.fsync(descriptor)
 
 
-def release_for_ever(folder, run):
+def release_for_ever(folder, run, *, budget):
     drawn = os.open(folder / "drawn", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     ledger = Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key"))
-    ledger.set_run_budget("icu", run=run, epsilon=1000.0, delta=1e-3)
+    if budget:
+        ledger.set_run_budget("icu", run=run, epsilon=1000.0, delta=1e-3)
     while True:
         reservation = ledger.reserve("icu", EVENT, run=run)
         note(drawn, reservation.sequence)
+        time.sleep(0.002)  # the draw
         ledger.commit(reservation)
 
 
@@ -36,14 +39,15 @@ def kill(folder, times, seed):
     """Let a child release until it is killed, again and again; after each, the ledger must be whole."""
     chance = random.Random(seed)
     key = LedgerKey.load(folder / "ledger.key")
+    epsilon(EVENT, 1e-3)  # loads the accountant once, so that children are not killed while they import it
     for number in range(times):
         child = os.fork()
         if child == 0:
             try:
-                release_for_ever(folder, f"run-{number}")
+                release_for_ever(folder, f"run-{number}", budget=number % 5 == 0)
             finally:
                 os._exit(1)  # reached by an exception only
-        time.sleep(chance.uniform(0.0, 0.06))
+        time.sleep(chance.uniform(0.0, 0.12))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):

@@ -1,7 +1,7 @@
 """Processes that are killed, and processes that write at once: nothing drawn goes uncounted.
 
-A killed process is not a lost disk: that a commit is on disk when it returns rests on SQLite's full sync, which
-test_ledger.py checks is on.
+A killed process is not a lost disk: that a commit is on disk when it returns rests on SQLite's full sync,
+which test_ledger.py checks is on.
 """
 
 import os
@@ -55,9 +55,9 @@ def test_fifty_kills_at_random_moments_leave_no_draw_uncounted_and_nothing_damag
         uncommitted = counted - ledger._file.history.committed
         assert set(drawn) <= counted
         ledger.export(home / "export.json")
-    # The test has power only where kills fell between a reservation and its commit, and into work under way.
-    assert uncommitted, "No kill fell between reserve and commit."
-    assert len(drawn) > 50
+    # The test has power only where kills fell into work under way, some between a reservation and its commit.
+    assert sum(lines > 0 for _, lines in rounds) >= 10
+    assert len(uncommitted) >= 3, "Too few kills fell between reserve and commit."
     audit = audit_ledger(
         home / "export.json", client="c", public_key=None, run="none", delta=1e-3, recorded=[]
     )
