@@ -157,8 +157,8 @@ class Console:
             parts.append(f"without privacy {percent(self._twin)}")
         if outcome.get("epsilon") is not None:
             parts.append(f"ε spent {outcome['epsilon']:.2f} at δ = {small(outcome['delta'])}")
-        if outcome.get("aborted"):
-            parts.append(f"{outcome['aborted']} rounds aborted")
+        if aborted := outcome.get("aborted"):
+            parts.append(f"{aborted} round{'' if aborted == 1 else 's'} aborted")
         self.say("Result      " + " · ".join(filter(None, parts)))
         folder = outcome.get("folder", self.folder)
         kept = "report.html, model.safetensors" + (", ledgers/" if outcome.get("epsilon") is not None else "")

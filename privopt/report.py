@@ -16,7 +16,7 @@ import msgspec
 
 from .charts import Line, Reference, line_chart
 from .checkpoint import write_atomic
-from .console import percent
+from .console import percent, small
 from .reportstyle import PAGE, byte_count, count, html_table, number, paragraph, section, tile
 from .runfolder import RoundLine, RunFolder, read_run
 
@@ -111,7 +111,7 @@ def _tiles(run: RunFolder) -> Iterable[str]:
         yield tile(
             "Largest ε of a client",
             number(max(spent, default=None), ".2f"),
-            f"budget {facts.dp.epsilon:g} at δ = {facts.dp.delta:g}, per {facts.dp.unit}",
+            f"budget {facts.dp.epsilon:g} at δ = {small(facts.dp.delta)}, per {facts.dp.unit}",
         )
     else:
         yield tile("Largest ε of a client", "∞", "trained without differential privacy")
@@ -180,19 +180,20 @@ def _privacy(run: RunFolder) -> str:
         "ε spent by round",
         _epsilon_lines(run),
         x_label="round",
-        y_label=f"ε at δ = {plan.delta:g} (PLD)",
+        y_label=f"ε at δ = {small(plan.delta)} (PLD)",
         references=[Reference(f"budget {plan.epsilon:g}", plan.epsilon)],
         from_zero=True,
     )
     std = plan.noise_multiplier * plan.clip_norm
     rows = [
         ["protected", f"one {plan.unit} ({plan.neighboring.replace('_', '-').lower()})"],
-        ["budget of each client", f"ε ≤ {plan.epsilon:g} at δ = {plan.delta:g}"],
+        ["budget of each client", f"ε ≤ {plan.epsilon:g} at δ = {small(plan.delta)}"],
         ["batches", f"Poisson, each row with probability {plan.sample_rate:g}"],
         ["clipping", f"L2 norm of one sample's gradient ≤ {plan.clip_norm:g}"],
         [
             "noise",
-            f"{plan.noise_multiplier:.4g} × {plan.clip_norm:g} = {std:.4g} standard deviation, on a sum",
+            f"{plan.noise_multiplier:.4g} × {plan.clip_norm:g} = {std:.4g}, the standard deviation "
+            "on the sum of a batch",
         ],
         ["plan", f"{plan.steps} steps in each of {plan.rounds} rounds, {plan.planned_steps} releases"],
     ]
@@ -284,7 +285,7 @@ def _learned(run: RunFolder) -> str:
                 entry.reduction,
                 entry.learned,
                 number(entry.bits, "d"),
-                number(entry.quantum),
+                "–" if entry.quantum is None else small(entry.quantum),
             )
             for entry in masks.explain
         ),

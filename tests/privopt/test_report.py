@@ -59,7 +59,7 @@ def test_the_page_tells_the_figures_of_the_run(folder):
         "88.3 %",
         "95.0 % without privacy",
         "7.94",
-        "budget 8 at δ = 0.001",
+        "budget 8 at δ = 1e-3",
         "1 aborted",
         "stopped",
     ):
