@@ -163,10 +163,12 @@ def _aborted_note(run: RunFolder) -> str:
     aborted = [line for line in run.rounds if line.status == "aborted"]
     if not aborted:
         return ""
-    return paragraph(
-        f"{count(len(aborted), 'round')} aborted (× on the axis): the server learned nothing there, and "
-        "what the clients had prepared is counted as spent all the same."
+    # In clear, the vectors of those who did answer were seen before the round was given up.
+    learned = (
+        "learned nothing there" if run.run.masks else "used nothing of it, though it saw what had arrived"
     )
+    spent = ", and what the clients had prepared is counted as spent all the same" if run.run.dp else ""
+    return paragraph(f"{count(len(aborted), 'round')} aborted (× on the axis): the server {learned}{spent}.")
 
 
 def _privacy(run: RunFolder) -> str:

@@ -88,6 +88,14 @@ def test_runs_without_privacy_or_masks_say_so(tmp_path):
     assert "the server saw every client's vector" in page
 
 
+def test_an_aborted_round_is_told_as_what_it_disclosed(tmp_path):
+    masked = made_up_run.write(tmp_path / "masked")
+    assert "the server learned nothing there" in render(read_run(masked))
+    clear = render(read_run(made_up_run.write(tmp_path / "clear", masks=False, private=False)))
+    assert "it saw what had arrived" in clear
+    assert "counted as spent" not in clear
+
+
 def test_a_run_that_was_never_measured_still_has_a_page(tmp_path):
     folder = made_up_run.write(tmp_path / "run", rounds=2, aborted=(1, 2))
     assert "nothing was measured" in str(Page(render(read_run(folder))))
