@@ -18,9 +18,9 @@ from .layout import Layout as Layout
 from .optimizer import Optimizer as Optimizer
 from .plugin import OptiModule as OptiModule
 from .plugin import Regularizer as Regularizer
-from .plugin import list_optim_modules as list_optim_modules
-from .plugin import list_optim_regularizers as list_optim_regularizers
 from .plugin import state as state
+from .registry import list_optim_modules as list_optim_modules
+from .registry import list_optim_regularizers as list_optim_regularizers
 from .vector import PerTensor as PerTensor
 from .vector import Vector as Vector
 

@@ -25,12 +25,10 @@ from secagg.reductions import (
 )
 
 from .layout import Layout
-from .plugin import Registry
+from .registry import AUX_VARS
 from .vector import Vector
 
 __all__ = ["AuxVar"]
-
-AUX_VARS = Registry("aux-var")
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(summed, averaged, counted, same, public, local))

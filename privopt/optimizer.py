@@ -11,7 +11,8 @@ from secagg.reductions import Averaged, Reduction
 
 from .auxvar import AuxVar
 from .layout import Layout
-from .plugin import OPTI_MODULES, REGULARIZERS, OptiModule, Plugin, Registry, Regularizer
+from .plugin import OptiModule, Plugin, Regularizer
+from .registry import OPTI_MODULES, REGULARIZERS, Registry
 from .vector import Vector
 
 __all__ = ["Optimizer"]
@@ -64,9 +65,6 @@ class Optimizer:
         regularizers: Iterable[RegularizerSpec] | None = None,
         modules: Iterable[ModuleSpec] | None = None,
     ) -> None:
-        from . import modules as _modules  # noqa: F401 - declares the built-in plug-ins
-        from . import regularizers as _regularizers  # noqa: F401
-
         self.lrate = _rate("lrate", lrate)
         self.w_decay = _rate("w_decay", w_decay)
         self.regularizers = _plugins(regularizers, Regularizer, REGULARIZERS)
@@ -82,7 +80,7 @@ class Optimizer:
                 if module.aux_name in owners:
                     raise ValueError(
                         "Expected one module per aux_name in an optimizer, got "
-                        f"{owners[module.aux_name].name!r} and {module.name!r} with aux_name {module.aux_name!r}."
+                        f"{owners[module.aux_name].name!r} and {module.name!r}, both {module.aux_name!r}."
                     )
                 owners[module.aux_name] = module
             sender = next((m for m in owners.values() if m.aux_var is not None), None)

@@ -10,28 +10,19 @@ import copy
 import dataclasses
 import difflib
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
+from .registry import OPTI_MODULES, REGULARIZERS
 from .vector import Vector
 
 if TYPE_CHECKING:
     from .auxvar import AuxVar
 
-__all__ = [
-    "OptiModule",
-    "Plugin",
-    "Registry",
-    "Regularizer",
-    "list_optim_modules",
-    "list_optim_regularizers",
-    "state",
-]
+__all__ = ["OptiModule", "Plugin", "Regularizer", "state"]
 
 _STATE = "privopt.state"
-_Kind = TypeVar("_Kind", bound=type)
 
 
 def state(initial: Any = 0.0, *, init: Literal[False] = False) -> Any:
@@ -43,81 +34,6 @@ def state(initial: Any = 0.0, *, init: Literal[False] = False) -> Any:
     unset until the plug-in sets it. (`init` tells type checkers that a constructor takes no state.)
     """
     return dataclasses.field(init=init, repr=False, compare=False, default=initial, metadata={_STATE: True})
-
-
-class Registry:
-    """One visible table of plug-in classes by name.
-
-    Guarantees:
-        - A name stands for one class: a second one is an error that names both.
-        - Looking a name up runs no code but that of installed packages that declare the
-          entry-point group ``privopt.plugins``; names that came over the wire are only looked up.
-    """
-
-    _loaded_entry_points = False
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self._classes: dict[str, type] = {}
-
-    def add(self, cls: _Kind) -> _Kind:
-        """Enter a class under its ``name``.
-
-        Raises:
-            TypeError: If it has no name of its own, or another class has that name.
-        """
-        name = getattr(cls, "name", None)
-        if not isinstance(name, str) or not name:
-            raise TypeError(
-                f'Expected {cls.__qualname__} to set `name = "..."` (a {self.what} is found by it), '
-                "or to be declared with register=False."
-            )
-        known = self._classes.get(name)
-        # A module that is imported again (a notebook cell, importlib.reload) replaces its own class.
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"Expected a {self.what} name that is not taken, got {name!r} for "
-                f"{cls.__module__}.{cls.__qualname__}: {known.__module__}.{known.__qualname__} has it. "
-                "Choose another name, or declare the class with register=False."
-            )
-        self._classes[name] = cls
-        return cls
-
-    def table(self) -> dict[str, type]:
-        """All classes by name, sorted, installed packages' included."""
-        self._load_entry_points()
-        return dict(sorted(self._classes.items()))
-
-    def find(self, name: str) -> type:
-        """The class of that name.
-
-        Raises:
-            TypeError: If the name is no string.
-            ValueError: If there is none; the message names the nearest.
-        """
-        if not isinstance(name, str):
-            raise TypeError(f"Expected the name of a {self.what}, got {name!r} ({type(name).__name__}).")
-        if name not in self._classes:
-            self._load_entry_points()
-        if name not in self._classes:
-            near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(
-                f"Expected a known {self.what}, got {name!r}.{hint} "
-                f"`privopt modules` lists them: {', '.join(sorted(self._classes))}."
-            )
-        return self._classes[name]
-
-    @classmethod
-    def _load_entry_points(cls) -> None:
-        if not Registry._loaded_entry_points:
-            Registry._loaded_entry_points = True
-            for entry in importlib.metadata.entry_points(group="privopt.plugins"):
-                entry.load()
-
-
-OPTI_MODULES = Registry("module")
-REGULARIZERS = Registry("regularizer")
 
 
 @dataclass_transform(field_specifiers=(state, dataclasses.field))
@@ -428,17 +344,3 @@ class Regularizer(Plugin, register=False):
     def run(self, gradients: Vector, weights: Vector) -> Vector:
         """Return the gradients plus the term's gradient at the weights."""
         raise TypeError(f"Expected {type(self).__name__} to define run(self, gradients, weights).")
-
-
-def list_optim_modules() -> dict[str, type[OptiModule]]:
-    """All modules by name, third parties' included."""
-    from . import modules as _  # noqa: F401 - declares the built-in ones
-
-    return OPTI_MODULES.table()
-
-
-def list_optim_regularizers() -> dict[str, type[Regularizer]]:
-    """All regularizers by name, third parties' included."""
-    from . import regularizers as _  # noqa: F401 - declares the built-in ones
-
-    return REGULARIZERS.table()

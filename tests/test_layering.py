@@ -11,7 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # The core of privopt; everything else there belongs to the run, which the core never imports.
-CORE = {"layout", "vector", "backends", "plugin", "auxvar", "modules", "regularizers", "optimizer", "checkpoint"}
+CORE = {
+    "layout",
+    "vector",
+    "backends",
+    "registry",
+    "plugin",
+    "auxvar",
+    "modules",
+    "regularizers",
+    "optimizer",
+    "checkpoint",
+}
 
 
 def imports(path: Path) -> set[str]:

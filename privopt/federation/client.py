@@ -13,9 +13,10 @@ import numpy.typing as npt
 import dp
 import secagg
 
-from ..auxvar import AUX_VARS, AuxVar
+from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
+from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
 from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, decode, encode
@@ -144,7 +145,9 @@ class Client:
             return self._stopped(message, "budget")
         if message.offer is None:
             self._keep(message.round)
-            answer = Clear(self.id, message.round, dump_state(values), self._releases(message), self._epsilon())
+            answer = Clear(
+                self.id, message.round, dump_state(values), self._releases(message), self._epsilon()
+            )
             return encode(answer)
         return self._advertise(message, values)
 
@@ -155,9 +158,7 @@ class Client:
         self.optimizer.end_round(took)
         self._base, self._pending = self.optimizer.get_state(), None
 
-    def _train(
-        self, message: Begin, weights: Vector, aux: Mapping[str, AuxVar]
-    ) -> dict[str, Any]:
+    def _train(self, message: Begin, weights: Vector, aux: Mapping[str, AuxVar]) -> dict[str, Any]:
         problem, optimizer = self.problem, self.optimizer
         problem.weights.assign(weights)
         start = problem.weights.copy()

@@ -125,8 +125,9 @@ def decode(data: bytes) -> Message:
     if len(data) > MAX_BYTES:
         raise ValueError(f"Expected a message of at most {MAX_BYTES} bytes, got {len(data)}.")
     try:
-        return _DECODER.decode(data)
+        message: Message = _DECODER.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(
             f"Expected a message of a federated round, got {len(data)} bytes that are none."
         ) from error
+    return message

@@ -12,7 +12,7 @@ __all__ = ["MOST_SAMPLES", "round_schema"]
 MOST_SAMPLES = 1_000_000
 """Largest weight of a client that is weighed by its samples or steps."""
 FIRST_BOUND = 4.0
-"""Adaptive bound of the first update: generous, since a value that is clipped is wrong and a coarse one is not."""
+"""Adaptive bound of the first update: generous, since clipping biases a mean and coarse rounding does not."""
 LOSS_BOUND = 64.0
 
 

@@ -15,7 +15,7 @@ from privopt.federation.federation import Federation, Transport, build_federatio
 
 
 class Quadratic:
-    """A client whose samples are points: mean of ``0.5 * |scale * (w - point)|^2``, gradient in closed form."""
+    """A client whose samples are points: mean of ``|scale * (w - point)|^2 / 2``, in closed form."""
 
     def __init__(self, points: npt.NDArray[np.float64], scale: float = 1.0, dtype: str = "float64") -> None:
         self.points = points

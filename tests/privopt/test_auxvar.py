@@ -136,7 +136,7 @@ def test_a_modules_reductions_are_named_in_full_for_the_rounds_schema() -> None:
     assert combined["scaffold.first"] == 2
 
 
-# ---- Scaffold -----------------------------------------------------------------------------------------------
+# ---- Scaffold ---------------------------------------------------------------------------------------------
 
 
 def rounds(client: ScaffoldClient, server: ScaffoldServer, seeds: list[int], accepted: bool) -> Vector:

@@ -35,7 +35,9 @@ def test_masked_and_clear_rounds_give_the_same_weights_within_the_declared_preci
     if scaffold:
         exact, carried = (f.server.optimizer.modules[0] for f in (clear, masked))
         assert exact.clients == carried.clients == len(clear.clients)
-        error = np.abs(exact.collect_aux_var().control.flatten() - carried.collect_aux_var().control.flatten())
+        error = np.abs(
+            exact.collect_aux_var().control.flatten() - carried.collect_aux_var().control.flatten()
+        )
         assert error.max() <= budget
 
 
@@ -79,9 +81,9 @@ def test_a_client_that_fails_after_its_advert_aborts_that_round_and_training_goe
 
     def transport(client: Client, message: bytes) -> bytes | None:
         answer = client.handle(message)
-        if client.id == "c1" and answer is not None and isinstance(decode(answer), Submit):
-            if decode(answer).round == lost["round"]:
-                raise ConnectionError("on purpose")
+        sent = decode(answer) if client.id == "c1" and answer is not None else None
+        if isinstance(sent, Submit) and sent.round == lost["round"]:
+            raise ConnectionError("on purpose")
         return answer
 
     found = federation(tmp_path, transport=transport)

@@ -91,7 +91,7 @@ def sent(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, **optio
 def test_what_leaves_is_a_function_of_the_noised_gradients_and_public_constants_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
 ) -> None:
-    """One sample is swapped and the noised gradients are made equal: then every value that leaves is equal."""
+    """One sample is swapped and the noised gradients are made equal: then all that leaves is equal."""
     setting = f"masks.enabled={str(masks).lower()}"
     first = sent(tmp_path / "a", monkeypatch, setting)
     again = sent(tmp_path / "b", monkeypatch, setting, swap=True, replay=True, notes=first["notes"])
@@ -155,7 +155,7 @@ def weights(folder: Path) -> Any:
     return load_state((folder / "model.safetensors").read_bytes())["weights"]
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -165,10 +165,10 @@ def stopping(round_number: int, kind: type | None) -> Callable[[Client, bytes], 
     def transport(client: Client, message: bytes) -> bytes | None:
         opened = decode(message)
         if opened.round == round_number and kind is None:
-            raise Stop
+            raise StopError
         answer = client.handle(message)
         if opened.round == round_number and kind is not None and isinstance(decode(answer or b""), kind):
-            raise Stop
+            raise StopError
         return answer
 
     return transport
@@ -181,7 +181,7 @@ def test_a_run_stopped_between_rounds_resumes_to_the_same_weights_bit_for_bit(
     wanted = config(f"dp.enabled={str(private).lower()}", "rounds=4")
     source = dp.random.insecure_source(11)
     runs.train(wanted, folder=tmp_path / "run", source=source)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         runs.train(wanted, folder=tmp_path / "other" / "run", source=source, transport=stopping(3, None))
     outcome = runs.resume(tmp_path / "other" / "run", source=source)
     assert outcome["rounds"] == 4
@@ -189,9 +189,11 @@ def test_a_run_stopped_between_rounds_resumes_to_the_same_weights_bit_for_bit(
 
 
 def test_a_run_without_dp_stopped_within_a_round_resumes_bit_for_bit(tmp_path: Path) -> None:
-    wanted = config("dp.enabled=false", "rounds=4", 'client.optimizer.modules=["scaffold-client", "momentum"]')
+    wanted = config(
+        "dp.enabled=false", "rounds=4", 'client.optimizer.modules=["scaffold-client", "momentum"]'
+    )
     runs.train(wanted, folder=tmp_path / "run")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         runs.train(wanted, folder=tmp_path / "other" / "run", transport=stopping(3, Submit))
     runs.resume(tmp_path / "other" / "run")
     assert weights(tmp_path / "run").equals(weights(tmp_path / "other" / "run"))
@@ -200,7 +202,7 @@ def test_a_run_without_dp_stopped_within_a_round_resumes_bit_for_bit(tmp_path: P
 def test_a_release_that_may_have_left_is_spent_recorded_and_drawn_afresh(tmp_path: Path) -> None:
     wanted, source = config("rounds=4"), dp.random.insecure_source(11)
     folder = tmp_path / "run"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         runs.train(wanted, folder=folder, source=source, transport=stopping(2, Submit))
     runs.resume(folder, source=source)
     found = lines(folder)

@@ -1,0 +1,113 @@
+"""The visible tables of plug-ins by name: part of floor 3, filled by declaring classes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from .plugin import OptiModule, Regularizer
+
+__all__ = [
+    "AUX_VARS",
+    "OPTI_MODULES",
+    "REGULARIZERS",
+    "Registry",
+    "list_optim_modules",
+    "list_optim_regularizers",
+]
+
+_Kind = TypeVar("_Kind", bound=type)
+
+
+class Registry:
+    """One visible table of plug-in classes by name.
+
+    Guarantees:
+        - A name stands for one class: a second one is an error that names both.
+        - Looking a name up runs no code but that of installed packages that declare the
+          entry-point group ``privopt.plugins``; names that came over the wire are only looked up.
+    """
+
+    _loaded_entry_points = False
+
+    def __init__(self, what: str, built_in: str) -> None:
+        """Make an empty table; the module `built_in` is imported before the first look into it."""
+        self.what = what
+        self._built_in = built_in
+        self._classes: dict[str, type] = {}
+
+    def add(self, cls: _Kind) -> _Kind:
+        """Enter a class under its ``name``.
+
+        Raises:
+            TypeError: If it has no name of its own, or another class has that name.
+        """
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                f'Expected {cls.__qualname__} to set `name = "..."` (a {self.what} is found by it), '
+                "or to be declared with register=False."
+            )
+        known = self._classes.get(name)
+        # A module that is imported again (a notebook cell, importlib.reload) replaces its own class.
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"Expected a {self.what} name that is not taken, got {name!r} for "
+                f"{cls.__module__}.{cls.__qualname__}: {known.__module__}.{known.__qualname__} has it. "
+                "Choose another name, or declare the class with register=False."
+            )
+        self._classes[name] = cls
+        return cls
+
+    def table(self) -> dict[str, type]:
+        """All classes by name, sorted, installed packages' included."""
+        importlib.import_module(self._built_in)
+        self._load_entry_points()
+        return dict(sorted(self._classes.items()))
+
+    def find(self, name: str) -> type:
+        """The class of that name.
+
+        Raises:
+            TypeError: If the name is no string.
+            ValueError: If there is none; the message names the nearest.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"Expected the name of a {self.what}, got {name!r} ({type(name).__name__}).")
+        if name not in self._classes:
+            importlib.import_module(self._built_in)
+        if name not in self._classes:
+            self._load_entry_points()
+        if name not in self._classes:
+            near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"Expected a known {self.what}, got {name!r}.{hint} "
+                f"`privopt modules` lists them: {', '.join(sorted(self._classes))}."
+            )
+        return self._classes[name]
+
+    @classmethod
+    def _load_entry_points(cls) -> None:
+        if not Registry._loaded_entry_points:
+            Registry._loaded_entry_points = True
+            for entry in importlib.metadata.entry_points(group="privopt.plugins"):
+                entry.load()
+
+
+OPTI_MODULES = Registry("module", "privopt.modules")
+REGULARIZERS = Registry("regularizer", "privopt.regularizers")
+AUX_VARS = Registry("aux-var", "privopt.modules")
+
+
+def list_optim_modules() -> dict[str, type[OptiModule]]:
+    """All modules by name, third parties' included."""
+    return OPTI_MODULES.table()
+
+
+def list_optim_regularizers() -> dict[str, type[Regularizer]]:
+    """All regularizers by name, third parties' included."""
+    return REGULARIZERS.table()

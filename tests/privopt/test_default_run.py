@@ -1,0 +1,114 @@
+"""The built-in run as a user starts it: its bars, kills at any moment, and what the audit then says."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dp
+from dp.ledger import Ledger, LedgerKey
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def privopt(*arguments: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "privopt", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+def test_the_default_run_meets_its_bars_and_passes_its_audit(tmp_path: Path) -> None:
+    outcome = json.loads(privopt("train", "--format", "json", folder=tmp_path).stdout)
+    assert outcome["accuracy"] >= 0.85
+    assert outcome["twin_accuracy"] >= 0.94
+    assert outcome["epsilon"] <= 8.0
+    assert outcome["rounds"] == 20
+    run = tmp_path / outcome["folder"]
+    facts = json.loads((run / "run.json").read_text())
+    assert all(facts["dp"]["delta"] < 1 / client["rows"] for client in facts["clients"])
+    assert facts["masks"] is not None
+    audit = json.loads(privopt("audit", str(run), "--format", "json", folder=tmp_path).stdout)
+    assert len(audit["clients"]) == 8
+    for client in audit["clients"]:
+        pld, rdp, prv = (client["epsilon"][by] for by in ("PLD", "RDP", "PRV"))
+        assert pld <= 8.0
+        assert abs(prv - pld) <= 0.01 * pld + 0.011
+        assert pld <= rdp
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_again_and_again_resumes_and_never_under_counts(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    settings = ["data.clients=5", "rounds=12", "client.effort.steps=3", "twin=false"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run, kills, finished = tmp_path / "runs", 0, False
+    arguments = ["train", *settings]
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "privopt", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # Six to nine seconds: imports and the calibration take the first few.
+        try:
+            finished = process.wait(timeout=rng.uniform(4.0, 9.0)) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        found = [p for p in run.glob("*") if (p / "run.json").exists()]
+        if found:
+            arguments = ["train", "--resume", str(found[0])]
+        if finished:
+            break
+        time.sleep(0.05)
+    assert finished
+    assert kills >= 2, "the run must have been cut at least twice for the test to show anything"
+    folder = found[0]
+    recorded = lines(folder)
+    assert [line["round"] for line in recorded] == list(range(1, len(recorded) + 1))
+    for home in sorted((folder / "homes").glob("clinic-*")):
+        with Ledger.open(home / "ledger.sqlite", LedgerKey.load(home / "ledger.key")) as ledger:
+            ledger.verify()
+            spent = ledger.spent(f"digits/{home.name}", 1e-4)
+            assert spent.value <= 8.0
+            counted = {found.sequence for found in ledger.releases(folder.name)}
+        known = {r["ledger_sequence"] for line in recorded for r in line["releases"].get(home.name, [])}
+        assert known <= counted, "a release that the run knows of and the ledger does not"
+    audit = privopt("audit", str(folder), folder=tmp_path, check=False)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+def test_peak_memory_and_time_of_the_default_run(tmp_path: Path) -> None:
+    import resource
+
+    started = time.perf_counter()
+    privopt("train", "twin=false", folder=tmp_path)
+    assert time.perf_counter() - started < 120, "the bar of a minute, doubled for a busy machine"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    assert peak < 2048
+
+
+def test_the_reference_value_of_the_accountant() -> None:
+    event = dp.events.Repeated(dp.events.Poisson(0.01, dp.events.Gaussian(1.0)), 1000)
+    assert dp.epsilon(event, 1e-5) == pytest.approx(1.828, abs=5e-4)
