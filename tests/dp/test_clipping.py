@@ -1,0 +1,324 @@
+"""Clipping: engines against a loop of their own, joint bounds, NaN, and models left as they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dp
+from dp import LoopClipper, OpacusClipper, PrivacyParameterError, UnsupportedLayer
+from dp.clipping import Clipper
+from dp.events import Neighboring
+
+N = 11
+
+
+class Shared(nn.Module):
+    """One linear layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.outer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(torch.tanh(self.inner(x))))
+
+
+class Words(nn.Module):
+    """An embedding, a norm, and a linear layer over a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.mix(self.norm(self.embedding(x)))).mean(1))
+
+
+class Raw(nn.Module):
+    """A parameter of its own, which Opacus has no rule for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x * self.scale)
+
+
+class Unused(nn.Module):
+    """A layer that the batch never reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(6, 3)
+        self.idle = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
+    "linear": (lambda: nn.Linear(6, 3), (6,)),
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "cnn": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(100, 3)
+        ),
+        (1, 5, 5),
+    ),
+    "shared": (Shared, (6,)),
+    "words": (Words, None),
+    "raw parameter": (Raw, (6,)),
+    "unused": (Unused, (6,)),
+    "frozen": (frozen, (6,)),
+}
+
+
+def make(name: str, scale: float = 1.0) -> tuple[nn.Module, Any, Any]:
+    build, shape = MODELS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = build()
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, N)
+    if shape is None:
+        return model, rng.integers(0, 9, (N, 4)), y
+    return model, (scale * rng.normal(size=(N, *shape))).astype(np.float32), y
+
+
+def by_hand(model: nn.Module, x: Any, y: Any, clip_norm: float) -> tuple[dict[str, Any], list[float]]:
+    """The clipped sum and the norms before clipping, in float64 throughout, one sample at a time."""
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = {n: np.zeros(tuple(p.shape)) for n, p in params.items()}
+    norms = []
+    for i in range(len(y)):
+        out = model(torch.as_tensor(x[i : i + 1]))
+        loss = nn.functional.cross_entropy(out, torch.as_tensor(y[i : i + 1]))
+        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        arrays = [
+            np.zeros(tuple(p.shape)) if g is None else g.double().numpy()
+            for g, p in zip(grads, params.values(), strict=True)
+        ]
+        norms.append(math.sqrt(sum(float((a * a).sum()) for a in arrays)))
+        for name, a in zip(params, arrays, strict=True):
+            total[name] += a * min(1.0, clip_norm / max(norms[-1], 1e-300))
+    return total, norms
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("name", MODELS)
+def test_engines_equal_a_per_sample_loop(name: str, engine: Callable[[nn.Module], Clipper]) -> None:
+    model, x, y = make(name)
+    _, norms = by_hand(model, x, y, 1.0)
+    clip_norm = float(np.median(norms))
+    expected, _ = by_hand(model, x, y, clip_norm)
+    assert min(norms) < clip_norm < max(norms)
+    got = engine(model).clipped_sum(x, y, clip_norm)
+    assert list(got.values) == list(expected)
+    scale = math.sqrt(sum(float((v**2).sum()) for v in expected.values()))
+    for key, value in expected.items():
+        assert got.values[key].shape == value.shape
+        assert got.values[key].dtype == np.float64
+        assert np.linalg.norm(got.values[key] - value) <= 1e-5 * scale
+    assert (got.count, got.nonfinite, got.clip_norm) == (N, 0, clip_norm)
+
+
+@pytest.mark.parametrize("physical_batch", [1, 2, 7, N, 100])
+def test_the_size_of_chunks_changes_nothing(physical_batch: int) -> None:
+    model, x, y = make("mlp")
+    whole = OpacusClipper(model).clipped_sum(x, y, 0.5).flatten()
+    chunked = OpacusClipper(model, physical_batch=physical_batch).clipped_sum(x, y, 0.5).flatten()
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_one_samples_gradient_over_twenty_tensors_is_at_most_c_jointly() -> None:
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for _ in range(9):
+            layers += [nn.Linear(12, 12), nn.Tanh()]
+        model = nn.Sequential(*layers, nn.Linear(12, 3))
+    assert len(list(model.parameters())) == 20
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 12)).astype(np.float32), rng.integers(0, 3, 30)
+    _, norms = by_hand(model, x, y, 1.0)
+    clip_norm = 0.5 * min(norms)
+    clipper = OpacusClipper(model)
+    joint, tensors = [], []
+    for i in range(30):
+        values = clipper.clipped_sum(x[i : i + 1], y[i : i + 1], clip_norm)
+        joint.append(float(np.linalg.norm(values.flatten())))
+        tensors.append([float(np.linalg.norm(v)) for v in values.values.values()])
+    assert max(joint) <= clip_norm
+    # Clipping was at work, and jointly: clipping each tensor to C by itself would leave all of them longer.
+    assert min(joint) >= clip_norm * (1 - 1e-9)
+    assert max(max(t) for t in tensors) < 0.99 * clip_norm
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_samples_without_a_finite_gradient_are_zeroed_and_counted(engine: Any, poison: float) -> None:
+    model, x, y = make("mlp")
+    clipper = engine(model)
+    clean = clipper.clipped_sum(np.delete(x, [2, 7], axis=0), np.delete(y, [2, 7]), 0.5)
+    x[[2, 7]] = poison
+    got = clipper.clipped_sum(x, y, 0.5)
+    assert (got.count, got.nonfinite) == (N, 2)
+    np.testing.assert_allclose(got.flatten(), clean.flatten(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_a_gradient_whose_square_overflows_float32_is_clipped_not_dropped(engine: Any) -> None:
+    saturated, huge = nn.Linear(3, 2), np.full((1, 3), 1e30, np.float32)
+    got = engine(saturated).clipped_sum(huge, np.array([0]), 0.5)
+    if got.flatten().any():
+        assert np.linalg.norm(got.flatten()) == pytest.approx(0.5)
+    other = engine(saturated).clipped_sum(huge, np.array([1]), 0.5)
+    assert got.nonfinite == other.nonfinite == 0
+    # A saturated softmax is right about one of the two classes, and wrong about the other.
+    assert got.flatten().any() or other.flatten().any()
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_an_empty_batch_gives_zeros(engine: Any) -> None:
+    model, x, y = make("cnn")
+    got = engine(model).clipped_sum(x[:0], y[:0], 1.0)
+    assert got.count == 0
+    assert {n: v.shape for n, v in got.values.items()} == {
+        n: tuple(p.shape) for n, p in model.named_parameters()
+    }
+    assert not got.flatten().any()
+
+
+def test_zero_gradients_stay_zero() -> None:
+    model = nn.Linear(3, 2)
+    got = OpacusClipper(model, lambda out, y: 0.0 * out.sum(1)).clipped_sum(
+        np.ones((4, 3), np.float32), np.zeros(4), 1.0
+    )
+    assert not got.flatten().any()
+    assert got.nonfinite == 0
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, x, y = make("mlp")
+    model[1].eval()  # type: ignore[index]
+    first = next(model.parameters())
+    first.grad = torch.full_like(first, 3.0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    attributes = {m: set(vars(m)) for m in model.modules()}
+    OpacusClipper(model).clipped_sum(x, y, 1.0)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert first.grad is not None
+    assert bool((first.grad == 3.0).all())
+    assert [p.grad is None for p in model.parameters()] == [False, True, True, True]
+    assert not any(hasattr(p, "grad_sample") for p in model.parameters())
+    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert all(not m._forward_hooks and not m._backward_hooks for m in model.modules())
+    assert {m: set(vars(m)) for m in model.modules()} == attributes
+    with pytest.raises(ValueError, match="one loss a sample"):
+        OpacusClipper(model, nn.functional.cross_entropy).clipped_sum(x, y, 1.0)
+    assert {m: set(vars(m)) for m in model.modules()} == attributes
+    # Two clippers may share a model.
+    assert np.array_equal(
+        OpacusClipper(model).clipped_sum(x, y, 1.0).flatten(),
+        OpacusClipper(model).clipped_sum(x, y, 1.0).flatten(),
+    )
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize(
+    ("layer", "remedy"),
+    [
+        (nn.BatchNorm1d(6), "GroupNorm or LayerNorm"),
+        (nn.BatchNorm2d(6), "GroupNorm"),
+        (nn.SyncBatchNorm(6), "GroupNorm"),
+        (nn.InstanceNorm1d(6, track_running_stats=True), "track_running_stats=False"),
+    ],
+)
+def test_layers_that_mix_samples_are_refused_by_name(engine: Any, layer: nn.Module, remedy: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(layer))
+    with pytest.raises(UnsupportedLayer, match=rf"{type(layer).__name__} at '1\.0'.*{remedy}"):
+        engine(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "remedy"), [(nn.LSTM(6, 6), "DPLSTM"), (nn.MultiheadAttention(6, 2), "DPMultiheadAttention")]
+)
+def test_layers_that_opacus_does_not_know_are_refused_with_a_replacement(
+    layer: nn.Module, remedy: str
+) -> None:
+    with pytest.raises(UnsupportedLayer, match=remedy):
+        OpacusClipper(nn.Sequential(layer))
+
+
+def test_a_parameter_used_behind_its_layers_back_is_found() -> None:
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + nn.functional.linear(x, self.layer.weight)
+
+    _, x, y = make("linear")
+    with pytest.raises(UnsupportedLayer, match=r"layer\.weight"):
+        OpacusClipper(Behind()).clipped_sum(x, y, 1.0)
+
+
+def test_samples_folded_into_another_axis_are_found() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.reshape(-1, 3)).reshape(len(x), 2, 3).sum(1)
+
+    _, x, y = make("linear")
+    with pytest.raises(UnsupportedLayer, match="first axis"):
+        OpacusClipper(Folded()).clipped_sum(x, y, 1.0)
+
+
+def test_wrong_arguments_are_named() -> None:
+    model, x, y = make("linear")
+    with pytest.raises(PrivacyParameterError, match=r"clip_norm=0\.0"):
+        OpacusClipper(model).clipped_sum(x, y, 0.0)
+    with pytest.raises(PrivacyParameterError, match="clip_norm=nan"):
+        LoopClipper(model).clipped_sum(x, y, math.nan)
+    with pytest.raises(ValueError, match="inputs as targets"):
+        OpacusClipper(model).clipped_sum(x, y[:-1], 1.0)
+    with pytest.raises(ValueError, match="physical_batch=0"):
+        OpacusClipper(model, physical_batch=0)
+    with pytest.raises(ValueError, match="reduction='none'"):
+        OpacusClipper(model, nn.functional.cross_entropy).clipped_sum(x, y, 1.0)
+    with pytest.raises(ValueError, match="trainable"):
+        OpacusClipper(nn.Flatten())
+
+
+def test_a_clipped_sum_knows_its_sensitivity_and_shows_nothing_private() -> None:
+    model, x, y = make("mlp")
+    got = OpacusClipper(model).clipped_sum(x, y, 0.25)
+    assert got.sensitivity() == 0.25
+    assert got.sensitivity(Neighboring.REPLACE_ONE) == 0.5
+    assert repr(got) == "<ClippedSum of 4 parameters, 53 values, clip_norm=0.25>"
+    again = got.unflatten(got.flatten())
+    assert all(np.array_equal(again[n], v) for n, v in got.values.items())
+    assert dp.ClippedSum is type(got)
