@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import importlib.metadata
 import os
 import secrets
 import sqlite3
@@ -325,6 +324,8 @@ def _code(error: sqlite3.Error) -> int:
 
 @cache
 def _versions() -> dict[str, str]:
+    import importlib.metadata  # reads the mail parser: a tenth of what importing dp takes
+
     found = {"ledger": str(FORMAT)}
     for name in ("privopt", "dp-accounting"):
         try:
