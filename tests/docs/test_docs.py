@@ -91,7 +91,7 @@ def test_what_a_page_shows_is_what_happens(page: Path, namespace: dict[str, Any]
         elif block.language == "python":
             run_python(block, namespace, page)
         elif block.language == "toml" and block.title:
-            from privopt import config
+            from privopt.setup import config
 
             config.load(block.title)
         elif block.language in ("console", "sh"):
@@ -143,12 +143,12 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 
 def run_command(arguments: list[str], where: str) -> str:
-    from privopt import cli
+    from privopt.cli import main
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            code = cli.main(arguments)
+            code = main(arguments)
         except SystemExit as stop:
             code = stop.code
     assert code in (0, None), (
@@ -159,8 +159,9 @@ def run_command(arguments: list[str], where: str) -> str:
 
 def read_arguments(arguments: list[str], where: str) -> None:
     """Of a command that takes long or needs a run: the arguments, and the configuration that they name."""
-    from privopt import cli, config
+    from privopt.setup import config
 
+    cli = importlib.import_module("privopt.cli.main")
     options = cli._options(arguments)
     assert callable(options.run), where
     if arguments[0] == "train" and options.resume is None:
@@ -171,7 +172,7 @@ def read_arguments(arguments: list[str], where: str) -> None:
 
 
 def test_the_table_of_keys_has_every_key_with_its_default() -> None:
-    from privopt import config
+    from privopt.setup import config
 
     text = (ROOT / "docs" / "federation.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]+)` \|", text, re.M))
