@@ -24,12 +24,12 @@ import numpy as np
 import dp
 import secagg
 
-from .. import config as configs
-from .. import data as datasets
-from .. import models
 from ..checkpoint import dump_state, read_state, write_atomic, write_state
 from ..optimizer import Optimizer
-from ..tables import Config, OptimizerSpec
+from ..setup import config as configs
+from ..setup import data as datasets
+from ..setup import models
+from ..setup.tables import Config, OptimizerSpec
 from .federation import Federation, Transport, build_federation
 from .observer import Observer, Silent
 from .privacy import PrivacyPlan
@@ -403,7 +403,7 @@ class _Run:
         return self._finish()
 
     def _finish(self) -> dict[str, Any]:
-        from ..report import write_report
+        from ..report.page import write_report
 
         self._write_run()
         weights = self.central.weights.to_numpy()

@@ -3,7 +3,7 @@
 import json
 import math
 
-from privopt.config import Config, to_json
+from privopt.setup.config import Config, to_json
 
 KEY = "0b" * 32
 

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 import dp
-from privopt.audit import audit_run
 from privopt.cli import main
-from privopt.config import load
-from privopt.ledgerfile import audit_export
-from privopt.runfolder import RunFolderError
+from privopt.report.audit import audit_run
+from privopt.report.folder import RunFolderError
+from privopt.report.ledgerfile import audit_export
+from privopt.setup.config import load
 
 ROUNDS, STEPS, CLIENTS = 3, 2, 5
 

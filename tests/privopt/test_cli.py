@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from privopt import checkpoint, cli
+from privopt import checkpoint
+from privopt.cli import commands as cli
 from privopt.cli import main
-from privopt.config import Config, load
-from privopt.console import Console, percent, small, table
-from privopt.failures import EXIT_CODES, exit_code, told
+from privopt.cli.console import Console
+from privopt.cli.failures import EXIT_CODES, exit_code, told
+from privopt.report.text import percent, small, table
+from privopt.setup.config import Config, load
 from tests.privopt import made_up_run
 
 ROOT = Path(__file__).parents[2]

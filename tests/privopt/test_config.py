@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privopt import config
-from privopt.config import Config, ConfigError, MasksConfigError, PrivacyConfigError, load
+from privopt.setup import config
+from privopt.setup.config import Config, ConfigError, MasksConfigError, PrivacyConfigError, load
 
 
 def test_the_template_loads_to_exactly_the_defaults(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privopt.data import DataError, deal, load
-from privopt.tables import Data
+from privopt.setup.data import DataError, deal, load
+from privopt.setup.tables import Data
 
 CLASSES, BOUNDS = ("no", "yes"), {"age": (0.0, 100.0), "*": (-1.0, 1.0)}
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from privopt.models import ModelError, build
-from privopt.tables import Model
+from privopt.setup.models import ModelError, build
+from privopt.setup.tables import Model
 
 torch = pytest.importorskip("torch")
 

@@ -12,12 +12,12 @@ import pytest
 
 import dp
 import secagg
-from privopt import config as configs
 from privopt.checkpoint import load_state
 from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
 from privopt.federation.messages import Submit, decode
+from privopt.setup import config as configs
 
 SMALL = ["data.clients=5", "rounds=3", "client.effort.steps=2", "twin=false"]
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from privopt.charts import Line, Reference, line_chart, nice_ticks
-from privopt.report import render, write_report
-from privopt.runfolder import RunFolderError, read_run
+from privopt.report.charts import Line, Reference, line_chart, nice_ticks
+from privopt.report.folder import RunFolderError, read_run
+from privopt.report.page import render, write_report
 from tests.privopt import made_up_run
 
 VOID = {"meta", "br"}

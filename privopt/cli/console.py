@@ -8,58 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from ..report.text import percent, small
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Console", "table"]
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """Columns of text, aligned; those in `numeric` to the right.
-
-    Example:
-        >>> print(table(("client", "ε"), [("a", "7.9"), ("clinic-10", "12.0")], numeric=(1,)))
-        client        ε
-        a           7.9
-        clinic-10  12.0
-    """
-    lines = [list(columns), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in numeric else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def percent(value: float | None) -> str:
-    """A share as people read it.
-
-    Example:
-        >>> percent(0.8889)
-        '88.9 %'
-    """
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def small(value: float) -> str:
-    """A number without needless zeros, small ones as 1e-3.
-
-    Example:
-        >>> small(0.001), small(8.0), small(1.18)
-        ('1e-3', '8', '1.18')
-    """
-    if 0 < abs(value) < 0.01:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.4g}"
+__all__ = ["Console"]
 
 
 class Console:

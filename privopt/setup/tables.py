@@ -1,6 +1,6 @@
 """What a configuration may say: floor 7, the tables of a run and the rules that their values obey.
 
-`privopt.config` reads and writes them. No source of randomness that privacy rests on is ever configured:
+`privopt.setup.config` reads and writes them. Randomness that privacy rests on is never configured:
 `seed` starts weights, partitions and the like, never noise, batches or keys.
 """
 
@@ -237,7 +237,7 @@ def check(config: Config) -> None:
     Example:
         >>> check(Config(rounds=0))
         Traceback (most recent call last):
-        privopt.tables.ConfigError: Expected at least one round, got rounds = 0. The default is 20.
+        privopt.setup.tables.ConfigError: Expected at least one round, got rounds = 0. The default is 20.
     """
     _check_run(config)
     _check_optimizers(config)

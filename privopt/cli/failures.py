@@ -46,12 +46,12 @@ EXIT_CODES = {
 
 # Errors by where they are declared, most particular first. Only modules that are loaded are looked at.
 _ERRORS: list[tuple[str, str, int]] = [
-    ("privopt.tables", "PrivacyConfigError", PRIVACY),
-    ("privopt.tables", "MasksConfigError", MASKS),
-    ("privopt.tables", "ConfigError", USAGE),
-    ("privopt.models", "ModelError", USAGE),
-    ("privopt.datafiles", "DataError", DATA),
-    ("privopt.runfolder", "RunFolderError", FILES),
+    ("privopt.setup.tables", "PrivacyConfigError", PRIVACY),
+    ("privopt.setup.tables", "MasksConfigError", MASKS),
+    ("privopt.setup.tables", "ConfigError", USAGE),
+    ("privopt.setup.models", "ModelError", USAGE),
+    ("privopt.setup.datafiles", "DataError", DATA),
+    ("privopt.report.folder", "RunFolderError", FILES),
     ("dp.errors", "LedgerError", AUDIT),
     ("dp.errors", "DPError", PRIVACY),
     ("dp.errors", "PrivacyParameterError", PRIVACY),

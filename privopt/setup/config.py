@@ -1,4 +1,4 @@
-"""Reads and writes the configuration of a run: floor 7, between a TOML file and `privopt.tables`.
+"""Reads and writes the configuration of a run: floor 7, between a TOML file and `privopt.setup.tables`.
 
 A configuration is laid up in layers: the defaults, then the file, then each ``key=value`` of the command
 line. Whatever a layer leaves out stays as the layer below has it, so a file holds only what it changes.
@@ -156,7 +156,7 @@ def check_plugins(config: Config) -> None:
     Raises:
         ConfigError: Naming the key, the plug-in and the nearest name.
     """
-    from .optimizer import Optimizer
+    from ..optimizer import Optimizer
 
     for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
         try:

@@ -64,7 +64,7 @@ class PluginCard:
 
 def described() -> list[PluginCard]:
     """All plug-ins, modules first, each kind by name; those of installed packages included."""
-    from . import list_optim_modules, list_optim_regularizers
+    from .. import list_optim_modules, list_optim_regularizers
 
     tables: list[tuple[str, dict[str, Any]]] = [
         ("module", dict(list_optim_modules())),

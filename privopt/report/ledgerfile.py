@@ -13,10 +13,10 @@ from dp import Ledger, LedgerError, LedgerKey, epsilon
 from dp.audit import CheckedExport, check_export
 from dp.events import event_from_dict
 
+from ..setup.tables import ConfigError
 from .audit import public_key
-from .console import small, table
-from .runfolder import RunFolderError
-from .tables import ConfigError
+from .folder import RunFolderError
+from .text import small, table
 
 __all__ = ["LedgerFile", "audit_export"]
 

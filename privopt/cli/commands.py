@@ -1,7 +1,7 @@
 """The command line: floor 7, the front door for people who run a federation or audit one.
 
 Contents: the parser with its examples, then one function a command. Commands load what they need when they
-run, so that ``--help`` is instant; `privopt.failures` turns an error into one paragraph and an exit code.
+run, so that ``--help`` is instant; `privopt.cli.failures` turns an error into one paragraph and an exit code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .failures import AUDIT, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, exit_code, told, told_warnings
 
 if TYPE_CHECKING:
-    from .tables import Config
+    from ..setup.tables import Config
 
 __all__ = ["main"]
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line, without the program's name; ``sys.argv`` by default.
 
     Returns:
-        The exit code, one of `privopt.failures.EXIT_CODES`.
+        The exit code, one of `privopt.cli.failures.EXIT_CODES`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -209,7 +209,7 @@ exit codes:
 
 
 def _version() -> str:
-    from . import __version__
+    from .. import __version__
 
     return f"privopt {__version__}"
 
@@ -224,7 +224,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    from .config import ConfigError, check_plugins, load
+    from ..setup.config import ConfigError, check_plugins, load
 
     files = [text for text in options.settings if "=" not in text]
     if len(files) > 1:
@@ -241,7 +241,7 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .config import ConfigError
+    from ..setup.config import ConfigError
     from .console import Console
 
     if options.resume is not None and options.settings:
@@ -253,14 +253,14 @@ def _train(options: argparse.Namespace) -> int:
     with Console(as_json=options.format == "json", folder=options.resume) as console:
         try:
             if config is None:
-                from .runfolder import read_run
+                from ..report.folder import read_run
 
                 read_run(options.resume)
-                from .federation.run import resume
+                from ..federation.run import resume
 
                 resume(options.resume, observer=console)
             else:
-                from .federation.run import train
+                from ..federation.run import train
 
                 train(config, observer=console)
         except KeyboardInterrupt:
@@ -271,7 +271,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from .audit import audit_run
+    from ..report.audit import audit_run
     from .console import Console
 
     found = audit_run(options.folder)
@@ -293,8 +293,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .checkpoint import write_atomic
-    from .config import ConfigError, template
+    from ..checkpoint import write_atomic
+    from ..setup.config import ConfigError, template
     from .console import Console
 
     if options.path.exists() and not options.force:
@@ -309,9 +309,9 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _modules(options: argparse.Namespace) -> int:
-    from .config import ConfigError
+    from ..setup.config import ConfigError
     from .console import Console
-    from .plugins import described
+    from .listing import described
 
     plugins = described()
     if options.name is not None:
@@ -338,8 +338,8 @@ def _modules(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from ..report.page import write_report
     from .console import Console
-    from .report import write_report
 
     path = write_report(options.folder)
     console = Console(as_json=options.format == "json")
@@ -349,8 +349,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _ledger(options: argparse.Namespace) -> int:
+    from ..report.ledgerfile import audit_export
     from .console import Console
-    from .ledgerfile import audit_export
 
     found = audit_export(options.path, key=options.key)
     console = Console(as_json=options.format == "json")

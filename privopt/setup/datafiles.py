@@ -1,4 +1,4 @@
-"""Reads rows from files: floor 7, what `privopt.data` builds a federation from.
+"""Reads rows from files: floor 7, what `privopt.setup.data` builds a federation from.
 
 CSV by column names, NumPy archives, and MNIST's idx files, each checked in full before a row is used.
 An error names the file, the row and the column, never the value: the files may hold what must not be shown.

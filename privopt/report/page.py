@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import msgspec
 
+from ..checkpoint import write_atomic
 from .charts import Line, Reference, line_chart
-from .checkpoint import write_atomic
-from .console import percent, small
-from .reportstyle import PAGE, byte_count, count, html_table, number, paragraph, section, tile
-from .runfolder import RoundLine, RunFolder, read_run
+from .folder import RoundLine, RunFolder, read_run
+from .style import PAGE, byte_count, count, html_table, number, paragraph, section, tile
+from .text import percent, small
 
 __all__ = ["render", "write_report"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .console import small, table
-from .tables import Config
+from ..report.text import small, table
+from ..setup.tables import Config
 
 if TYPE_CHECKING:
     import secagg
@@ -111,10 +111,10 @@ def explain_config(config: Config) -> Disclosure:
     """
     import secagg
 
-    from . import data, models
-    from .federation.schema import round_schema
-    from .optimizer import Optimizer
-    from .vector import Vector
+    from ..federation.schema import round_schema
+    from ..optimizer import Optimizer
+    from ..setup import data, models
+    from ..vector import Vector
 
     rows = data.load(config.data, config.seed, private=config.dp.enabled)
     model = models.build(config.model, rows.input_shape, rows.classes, config.seed)

@@ -16,8 +16,8 @@ import msgspec
 
 from dp.audit import CheckedExport, LedgerAudit, audit_ledger, check_export
 
-from .console import small, table
-from .runfolder import Participant, PrivacyFacts, Release, RunFolder, read_run
+from .folder import Participant, PrivacyFacts, Release, RunFolder, read_run
+from .text import small, table
 
 __all__ = ["Fault", "RunAudit", "audit_run", "public_key"]
 

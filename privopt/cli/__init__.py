@@ -1,0 +1,3 @@
+"""The command line: floor 7, the front door for people who run a federation or audit one."""
+
+from .commands import main as main
