@@ -158,17 +158,18 @@ def run_command(arguments: list[str], where: str) -> str:
 
 
 def read_arguments(arguments: list[str], where: str) -> None:
-    """Of a command that takes long or needs a run: the arguments, and the configuration that they name."""
+    """Of a command that takes long or needs a run: that there is one, its options, and its configuration."""
     from privopt.setup import config
 
-    cli = importlib.import_module("privopt.cli.main")
-    options = cli._options(arguments)
-    assert callable(options.run), where
-    if arguments[0] == "train" and options.resume is None:
-        for text in options.settings:
-            if text.endswith(".toml") and not Path(text).exists():
-                Path(text).write_text(config.template(), "utf-8")
-        cli._config(options)
+    command, *rest = arguments
+    usage = run_command([command, "--help"], where)
+    for option in (word for word in rest if word.startswith("--")):
+        assert option in usage, f"{where}: `privopt {command}` has no {option}"
+    if command == "train" and "--resume" not in rest:
+        file = next((word for word in rest if word.endswith(".toml")), None)
+        if file and not Path(file).exists():
+            Path(file).write_text(config.template(), "utf-8")
+        config.check_plugins(config.load(file, [word for word in rest if "=" in word]))
 
 
 def test_the_table_of_keys_has_every_key_with_its_default() -> None:
