@@ -35,7 +35,7 @@ types: $(VENV)/.installed  ## mypy --strict
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.installed  ## format and fix what can be fixed
 	$(BIN)/ruff format .

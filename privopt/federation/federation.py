@@ -5,6 +5,8 @@ It protects nobody from the process that it runs in; it computes what a deployme
 
 from __future__ import annotations
 
+import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import dp
 import secagg
 
 from ..optimizer import Optimizer
+from ..vector import Vector
 from .client import Client
 from .home import Home
 from .privacy import Policy, Privacy, PrivacyPlan
@@ -51,6 +54,7 @@ class Federation:
         self.server = server
         self.need = need
         self.seconds = 0.0
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self._transport: Transport = transport or Client.handle
 
     def run(self, rounds: int) -> Iterator[RoundReport]:
@@ -92,20 +96,27 @@ class Federation:
                 continue
 
 
+def verify_delta(client: str, delta: float, num_samples: int) -> None:
+    """Raise PrivacyParameterError, naming the client, if delta promises its samples nothing."""
+    try:
+        dp.check_delta(delta, num_samples)
+    except dp.PrivacyParameterError as error:
+        raise dp.PrivacyParameterError(f"Client {client!r}: {error}") from error
+
+
 def build_federation(
     problems: Mapping[str, Problem],
-    weights: Problem,
     *,
-    homes: Callable[[str], Path],
-    server_home: Path,
-    run: str,
     client_optimizer: Callable[[], Optimizer],
     server_optimizer: Optimizer,
     steps: int,
+    weights: Vector | None = None,
+    homes: Path | str | Callable[[str], Path] | None = None,
+    server_home: Path | None = None,
+    run: str | None = None,
     seed: int = 0,
     sample_rate: float = 1.0,
     plan: PrivacyPlan | None = None,
-    private_gradient: Callable[[str], dp.PrivateGradient] | None = None,
     policies: Mapping[str, Policy] | None = None,
     source: dp.random.Source | None = None,
     masks: secagg.Policy | None = None,
@@ -120,17 +131,17 @@ def build_federation(
 
     Args:
         problems: What each client trains, by client id.
-        weights: The server's own copy of the model.
-        homes: Folder of each client's home.
-        server_home: Folder of the server's identity.
-        run: Id of the run.
         client_optimizer: Makes one client's optimizer.
         server_optimizer: The server's optimizer.
         steps: Gradient steps of a client in a round.
+        weights: The server's model, stepped in place; by default a copy of the first client's.
+        homes: Folder of the clients' homes, or the folder of each by id; a temporary one, which goes with
+            the federation, by default.
+        server_home: Folder of the server's identity; ``server`` beside the clients' by default.
+        run: Id of the run; a random one by default.
         seed: Public seed of batches (without DP) and rounding.
         sample_rate: Share of the samples in an expected batch.
         plan: Local DP of every client; None trains without.
-        private_gradient: Makes a client's private gradient; needed with a plan.
         policies: What each data holder allows; anything where a client has none.
         source: Randomness of noise and batches under DP; the operating system's unless a test says so.
         masks: Policy of the masked rounds; None sends values in clear.
@@ -142,27 +153,34 @@ def build_federation(
         transport: See `Federation`.
 
     Raises:
+        ValueError: If there is no client, or optimizers do not fit together.
         dp.PrivacyParameterError: If the plan is weaker than a client's policy, or delta too large for it.
     """
-    opened = {name: Home(homes(name), name) for name in problems}
-    server_identity = Home(server_home, "server").identity()
+    if not problems:
+        raise ValueError("Expected at least one client, got none.")
+    for name in problems:
+        if name != Path(name).name or name in (".", "..", "server"):
+            raise ValueError(f"Expected client ids that can name a folder, and not 'server', got {name!r}.")
+    temporary = tempfile.TemporaryDirectory(prefix="privopt-") if homes is None else None
+    folder = _folders(temporary.name if temporary is not None else homes)
+    run = run or f"run-{secrets.token_hex(4)}"
+    opened = {name: Home(folder(name), name) for name in problems}
+    server_identity = Home(server_home or folder("server"), "server").identity()
     roster = secagg.Roster(
         server=server_identity.public_key,
         clients={name: home.identity().public_key for name, home in opened.items()},
     )
     source = source or dp.random.secure_source()
-    loss = plan is None or "loss" in disclose
     clients = []
     for name, problem in problems.items():
         privacy = None
         if plan is not None:
-            if private_gradient is None:
-                raise ValueError("Expected private_gradient together with a plan, got none.")
             (policies or {}).get(name, Policy()).verify(name, plan)
-            dp.check_delta(plan.delta, problem.num_samples)
+            verify_delta(name, plan.delta, problem.num_samples)
+            gradient = problem.private_gradient(plan)
             ledger = opened[name].ledger()
             ledger.set_run_budget(dataset(name), run=run, epsilon=plan.epsilon, delta=plan.delta)
-            privacy = Privacy(name, run, plan, ledger, private_gradient(name), source, dataset(name))
+            privacy = Privacy(name, run, plan, ledger, gradient, source, dataset(name))
         clients.append(
             Client(
                 name,
@@ -184,7 +202,7 @@ def build_federation(
     server = Server(
         server_identity,
         roster,
-        weights.weights,
+        next(iter(problems.values())).weights.copy() if weights is None else weights,
         server_optimizer,
         client_optimizer(),
         run=run,
@@ -193,7 +211,15 @@ def build_federation(
         weighting=weighting,
         bits=bits,
         bound=bound,
-        loss=loss,
+        loss=plan is None or "loss" in disclose,
     )
     need = masks.min_clients if masks is not None else 1
-    return Federation(clients, server, transport=transport, need=need)
+    federation = Federation(clients, server, transport=transport, need=need)
+    federation.temporary = temporary  # removed when the federation is
+    return federation
+
+
+def _folders(homes: Path | str | Callable[[str], Path] | None) -> Callable[[str], Path]:
+    if callable(homes):
+        return homes
+    return lambda name: Path(homes or ".") / name

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+import dp
+
 from ..vector import Vector
+from .privacy import PrivacyPlan
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,9 @@ class Problem(Protocol):
 
     def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
         """Gradient and value of the mean loss over the given samples, at the current weights."""
+
+    def private_gradient(self, plan: PrivacyPlan) -> dp.PrivateGradient:
+        """What draws this problem's clipped and noised gradients, for a private run."""
 
     def noised_gradient(self, draw: Mapping[str, npt.NDArray[Any]]) -> Vector:
         """A private gradient, computed elsewhere as arrays by name, as a Vector like the weights."""
@@ -88,6 +94,17 @@ class TorchProblem:
         loss = torch.nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         return Vector.build(dict(zip(self._parameters, grads, strict=True))), loss.item()
+
+    def private_gradient(self, plan: PrivacyPlan) -> dp.PrivateGradient:
+        """Poisson batches of this client's samples, clipped per sample by Opacus, noised on a lattice."""
+        return dp.PrivateGradient(
+            dp.OpacusClipper(self.model),
+            self.x.numpy(),
+            self.y.numpy(),
+            sampler=dp.PoissonSampler(self.num_samples, plan.sample_rate),
+            clip_norm=plan.clip_norm,
+            noise_multiplier=plan.noise_multiplier,
+        )
 
     def noised_gradient(self, draw: Mapping[str, npt.NDArray[Any]]) -> Vector:
         """The arrays of `dp.PrivateGradient.draw` in the order, dtype and place of the weights."""

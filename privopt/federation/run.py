@@ -7,33 +7,27 @@ of ``metrics.jsonl`` first, the server's checkpoint after it, and the clients' s
 from __future__ import annotations
 
 import datetime
-import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 import dp
 import secagg
 
 from ..checkpoint import dump_state, read_state, write_atomic, write_state
-from ..optimizer import Optimizer
 from ..setup import config as configs
-from ..setup import data as datasets
-from ..setup import models
-from ..setup.tables import Config, OptimizerSpec
-from .federation import Federation, Transport, build_federation
+from ..setup.tables import Config
+from .federation import Transport
 from .observer import Observer, Silent
-from .privacy import PrivacyPlan
-from .problem import TorchProblem
+from .parts import Parts, make_optimizer
 from .server import RoundReport
 
 __all__ = ["resume", "train"]
@@ -67,7 +61,7 @@ def train(
         dp.PrivacyParameterError: If the privacy parameters cannot, for a client's number of rows.
     """
     configs.check(config)
-    parts = _Parts(config)
+    parts = Parts(config)
     path = _new_folder(config) if folder is None else folder
     try:
         path.mkdir(parents=True, exist_ok=folder is None)
@@ -99,106 +93,10 @@ def resume(
     path = Path(folder)
     config = configs.from_json((path / "config.json").read_bytes())
     facts = json.loads((path / "run.json").read_bytes())
-    run = _Run(_Parts(config), path, facts["id"], observer or Silent(), source, transport)
+    run = _Run(Parts(config), path, facts["id"], observer or Silent(), source, transport)
     run.facts["created"] = facts["created"]
     run.load()
     return run.go()
-
-
-# ---- what a config names, made ---------------------------------------------------------------------------
-
-
-class _Parts:
-    """Data, models, optimizers and the privacy plan: everything that a user can have got wrong."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.data = datasets.load(config.data, config.seed, private=config.dp.enabled)
-        self.steps = config.steps_per_round
-        self.plan = self._plan() if config.dp.enabled else None
-        for optimizer in (config.client.optimizer, config.server.optimizer):
-            _optimizer(optimizer)
-        self.model()
-
-    def model(self) -> Any:
-        return models.build(self.config.model, self.data.input_shape, self.data.classes, self.config.seed)
-
-    def _plan(self) -> PrivacyPlan:
-        private = self.config.dp
-        for client in self.data.clients:
-            try:
-                dp.check_delta(private.delta, len(client.y))
-            except dp.PrivacyParameterError as error:
-                raise dp.PrivacyParameterError(f"Client {client.id!r}: {error}") from error
-        return PrivacyPlan.calibrated(
-            epsilon=private.epsilon,
-            delta=private.delta,
-            clip_norm=private.clip_norm,
-            sample_rate=private.sampler.rate,
-            num_steps=self.config.rounds * self.steps,
-        )
-
-    def dataset(self, client: str) -> str:
-        """Name of a client's dataset in its ledger."""
-        return client if self.config.data.name == "own" else f"{self.config.data.name}/{client}"
-
-    def masks(self) -> secagg.Policy | None:
-        wanted = self.config.masks
-        if not wanted.enabled:
-            return None
-        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_small)
-
-    def federation(
-        self,
-        run: str,
-        homes: Callable[[str], Path],
-        server_home: Path,
-        source: dp.random.Source | None,
-        transport: Transport | None,
-    ) -> tuple[Federation, TorchProblem]:
-        """The clients and the server of a run, and the server's model."""
-        config, clients = self.config, {client.id: client for client in self.data.clients}
-        problems = {name: TorchProblem(self.model(), c.x, c.y) for name, c in clients.items()}
-        test = self.data.test or (np.zeros((0, *self.data.input_shape), np.float32), np.zeros(0, np.int64))
-        central = TorchProblem(self.model(), *test)
-        federation = build_federation(
-            problems,
-            central,
-            homes=homes,
-            server_home=server_home,
-            run=run,
-            client_optimizer=functools.partial(_optimizer, config.client.optimizer),
-            server_optimizer=_optimizer(config.server.optimizer),
-            steps=self.steps,
-            seed=config.seed,
-            sample_rate=config.dp.sampler.rate,
-            plan=self.plan,
-            private_gradient=lambda name: self._private_gradient(problems[name]),
-            source=source,
-            masks=self.masks(),
-            disclose=config.dp.disclose,
-            weighting=config.server.weighting,
-            bits=config.masks.bits,
-            bound=config.masks.bound,
-            dataset=self.dataset,
-            transport=transport,
-        )
-        return federation, central
-
-    def _private_gradient(self, problem: TorchProblem) -> dp.PrivateGradient:
-        assert self.plan is not None  # noqa: S101 - called for private runs only
-        return dp.PrivateGradient(
-            dp.OpacusClipper(problem.model),
-            problem.x.numpy(),
-            problem.y.numpy(),
-            sampler=dp.PoissonSampler(problem.num_samples, self.plan.sample_rate),
-            clip_norm=self.plan.clip_norm,
-            noise_multiplier=self.plan.noise_multiplier,
-        )
-
-
-def _optimizer(spec: OptimizerSpec) -> Optimizer:
-    return Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
 
 
 def _new_folder(config: Config) -> Path:
@@ -224,7 +122,7 @@ class _Run:
 
     def __init__(
         self,
-        parts: _Parts,
+        parts: Parts,
         folder: Path,
         run: str,
         observer: Observer,
@@ -259,7 +157,7 @@ class _Run:
         for optimizer in (config.client.optimizer, config.server.optimizer):
             from ..modules import NoiseModule
 
-            for module in _optimizer(optimizer).modules:
+            for module in make_optimizer(optimizer).modules:
                 if isinstance(module, NoiseModule):
                     disclosed.append(f"{module.name}: {module.event.reason}")
         return {
@@ -437,7 +335,7 @@ def _twin(config: Config) -> float | None:
         dp=msgspec.structs.replace(config.dp, enabled=False),
         masks=msgspec.structs.replace(config.masks, enabled=False),
     )
-    parts = _Parts(plain)
+    parts = Parts(plain)
     with _temporary() as folder:
         federation, central = parts.federation(
             "twin", lambda name: folder / name, folder / "server", None, None

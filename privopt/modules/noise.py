@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dp.random import Source, secure_source
-
 import dp
+from dp.random import Source, secure_source
 
 from ..plugin import OptiModule, state
 from ..vector import Vector

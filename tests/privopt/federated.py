@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import dp
 import secagg
 from privopt import Optimizer, Vector
 from privopt.federation.federation import Federation, Transport, build_federation
+from privopt.federation.privacy import PrivacyPlan
 
 
 class Quadratic:
@@ -39,6 +41,9 @@ class Quadratic:
         grads = {"w": (self.scale**2 * gap.mean(axis=0)).astype(w.dtype), "b": np.asarray(self.scale**2 * b)}
         return Vector.build(grads), loss
 
+    def private_gradient(self, plan: PrivacyPlan) -> dp.PrivateGradient:
+        raise TypeError("these tests train it without privacy")
+
     def noised_gradient(self, draw: Mapping[str, npt.NDArray[Any]]) -> Vector:
         return Vector.build({k: draw[k] for k in ("w", "b")}).to(self._weights)
 
@@ -63,12 +68,9 @@ def federation(
     **options: Any,
 ) -> Federation:
     problems = problems or quadratics()
-    central = Quadratic(np.zeros((1, next(iter(problems.values())).points.shape[1])))
     return build_federation(
         problems,
-        central,
-        homes=lambda name: folder / name,
-        server_home=folder / "server",
+        homes=folder,
         run="test",
         client_optimizer=client
         or (lambda: Optimizer(0.1, modules=["scaffold-client"] if scaffold else ["momentum"])),

@@ -17,6 +17,7 @@ from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
 from privopt.federation.messages import Submit, decode
+from privopt.federation.parts import Parts
 from privopt.setup import config as configs
 
 SMALL = ["data.clients=5", "rounds=3", "client.effort.steps=2", "twin=false"]
@@ -28,8 +29,8 @@ def config(*overrides: str) -> configs.Config:
 
 def federation(
     folder: Path, *overrides: str, swap: bool = False, seed: int = 5, **options: Any
-) -> tuple[Federation, runs._Parts]:
-    parts = runs._Parts(config(*overrides))
+) -> tuple[Federation, Parts]:
+    parts = Parts(config(*overrides))
     if swap:
         victim = parts.data.clients[1]
         victim.x[3], victim.y[3] = 1.0 - victim.x[3], (victim.y[3] + 1) % 10

@@ -1,0 +1,1 @@
+"""Speed, measured against named baselines: one file a subject, listed in `benchmarks.__main__`."""

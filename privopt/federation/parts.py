@@ -1,0 +1,117 @@
+"""What a configuration names, made: data, models, optimizers, the privacy plan, the federation: floor 6."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dp
+import secagg
+
+from ..optimizer import Optimizer
+from ..setup import data as datasets
+from ..setup import models
+from ..setup.tables import Config, OptimizerSpec
+from .federation import Federation, Transport, build_federation, verify_delta
+from .privacy import PrivacyPlan
+from .problem import TorchProblem
+
+__all__ = ["Parts", "make_optimizer"]
+
+
+class Parts:
+    """Data, models, optimizers and the privacy plan: everything that a user can have got wrong.
+
+    Nothing is written while they are made.
+
+    Args:
+        config: A checked configuration.
+
+    Raises:
+        ValueError: If data, model, plug-ins or privacy parameters cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data = datasets.load(config.data, config.seed, private=config.dp.enabled)
+        self.steps = config.steps_per_round
+        self.plan = self._plan() if config.dp.enabled else None
+        for spec in (config.client.optimizer, config.server.optimizer):
+            make_optimizer(spec)
+        self.model()
+
+    def model(self) -> Any:
+        """A fresh model, the same each time."""
+        return models.build(self.config.model, self.data.input_shape, self.data.classes, self.config.seed)
+
+    def _plan(self) -> PrivacyPlan:
+        private = self.config.dp
+        for client in self.data.clients:
+            with warnings.catch_warnings():
+                # To refuse before anything is made; the warnings come when the federation is put together.
+                warnings.simplefilter("ignore", dp.PrivacyWarning)
+                verify_delta(client.id, private.delta, len(client.y))
+        return PrivacyPlan.calibrated(
+            epsilon=private.epsilon,
+            delta=private.delta,
+            clip_norm=private.clip_norm,
+            sample_rate=private.sampler.rate,
+            num_steps=self.config.rounds * self.steps,
+        )
+
+    def dataset(self, client: str) -> str:
+        """Name of a client's dataset in its ledger."""
+        return client if self.config.data.name == "own" else f"{self.config.data.name}/{client}"
+
+    def masks(self) -> secagg.Policy | None:
+        """Policy of the masked rounds; None where values travel in clear."""
+        wanted = self.config.masks
+        if not wanted.enabled:
+            return None
+        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_small)
+
+    def federation(
+        self,
+        run: str,
+        homes: Callable[[str], Path],
+        server_home: Path,
+        source: dp.random.Source | None = None,
+        transport: Transport | None = None,
+    ) -> tuple[Federation, TorchProblem]:
+        """The clients and the server of a run, and the server's model."""
+        config, clients = self.config, {client.id: client for client in self.data.clients}
+        problems = {name: TorchProblem(self.model(), c.x, c.y) for name, c in clients.items()}
+        test = self.data.test or (np.zeros((0, *self.data.input_shape), np.float32), np.zeros(0, np.int64))
+        central = TorchProblem(self.model(), *test)
+        federation = build_federation(
+            problems,
+            client_optimizer=functools.partial(make_optimizer, config.client.optimizer),
+            server_optimizer=make_optimizer(config.server.optimizer),
+            steps=self.steps,
+            weights=central.weights,
+            homes=homes,
+            server_home=server_home,
+            run=run,
+            seed=config.seed,
+            sample_rate=config.dp.sampler.rate,
+            plan=self.plan,
+            source=source,
+            masks=self.masks(),
+            disclose=config.dp.disclose,
+            weighting=config.server.weighting,
+            bits=config.masks.bits,
+            bound=config.masks.bound,
+            dataset=self.dataset,
+            transport=transport,
+        )
+        return federation, central
+
+
+def make_optimizer(spec: OptimizerSpec) -> Optimizer:
+    """The optimizer that a configuration describes."""
+    return Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
