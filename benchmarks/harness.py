@@ -42,10 +42,8 @@ class Case:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"{self.case:<48} {self.ours * 1e3:10.2f} ms  {self.baseline_name} {self.baseline * 1e3:10.2f} ms  "
-            f"ratio {self.ratio:.2f} (smallest {self.ratio_min:.2f})"
-        )
+        times = f"{self.ours * 1e3:10.2f} ms  {self.baseline_name} {self.baseline * 1e3:10.2f} ms"
+        return f"{self.case:<48} {times}  ratio {self.ratio:.2f} (smallest {self.ratio_min:.2f})"
 
 
 def compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +15,39 @@ from privopt.setup.config import load
 from .harness import Case, compare
 
 
+def plain_steps(parts: Parts) -> Callable[[], None]:
+    """The gradient steps of all clients and nothing else, in torch as one would write them."""
+    model = parts.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [(torch.from_numpy(c.x), torch.from_numpy(c.y)) for c in parts.data.clients]
+    rng = np.random.default_rng(0)
+
+    def run() -> None:
+        for x, y in data:
+            for _ in range(parts.steps):
+                batch = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.2))
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+                loss.backward()  # type: ignore[no-untyped-call]  # torch types it only in part
+                optimizer.step()
+
+    return run
+
+
 def cases() -> Iterator[Case]:
     """Eight clients, five steps each, linear model on digits."""
-    for settings in (["dp.enabled=false"], ["masks.enabled=false"], []):
-        config = load(None, ["twin=false", "rounds=1000", *settings])
-        parts = Parts(config)
-        model = parts.model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        data = [(torch.from_numpy(c.x), torch.from_numpy(c.y)) for c in parts.data.clients]
-        rng = np.random.default_rng(0)
-
-        def plain(model=model, optimizer=optimizer, data=data, rng=rng, steps=parts.steps) -> None:  # type: ignore[no-untyped-def]
-            for x, y in data:
-                for _ in range(steps):
-                    batch = torch.from_numpy(np.flatnonzero(rng.random(len(y)) < 0.2))
-                    optimizer.zero_grad()
-                    torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-                    optimizer.step()
-
+    for what, settings in {
+        "masks": ["dp.enabled=false"],
+        "privacy": ["masks.enabled=false"],
+        "privacy and masks": [],
+    }.items():
+        parts = Parts(load(None, ["twin=false", "rounds=1000", *settings]))
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            federation, _ = parts.federation("bench", lambda i, f=folder: f / i, folder / "server")
-            what = {0: "privacy and masks", 1: settings[0] if settings else ""}[len(settings)]
-            yield compare(f"a round, 8 clients, {what}", federation.run_round, plain, "plain step", runs=7)
+            federation, _ = parts.federation("bench", Path(name).joinpath, Path(name, "server"))
+            yield compare(
+                f"a round, 8 clients, {what}",
+                federation.run_round,
+                plain_steps(parts),
+                "plain step",
+                runs=7,
+            )
