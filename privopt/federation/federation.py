@@ -6,10 +6,13 @@ It protects nobody from the process that it runs in; it computes what a deployme
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import dp
 import secagg
@@ -54,8 +57,19 @@ class Federation:
         self.server = server
         self.need = need
         self.seconds = 0.0
-        self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self._transport: Transport = transport or Client.handle
+
+    def close(self) -> None:
+        """Close the clients' ledgers; they stay on disk, and so does everything else."""
+        for client in self.clients.values():
+            if client.privacy is not None:
+                client.privacy.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def run(self, rounds: int) -> Iterator[RoundReport]:
         """Run until the server has closed round number `rounds`, yielding each round's report.
@@ -161,8 +175,8 @@ def build_federation(
     for name in problems:
         if name != Path(name).name or name in (".", "..", "server"):
             raise ValueError(f"Expected client ids that can name a folder, and not 'server', got {name!r}.")
-    temporary = tempfile.TemporaryDirectory(prefix="privopt-") if homes is None else None
-    folder = _folders(temporary.name if temporary is not None else homes)
+    temporary = Path(tempfile.mkdtemp(prefix="privopt-")) if homes is None else None
+    folder = _folders(temporary or homes)
     run = run or f"run-{secrets.token_hex(4)}"
     opened = {name: Home(folder(name), name) for name in problems}
     server_identity = Home(server_home or folder("server"), "server").identity()
@@ -215,7 +229,8 @@ def build_federation(
     )
     need = masks.min_clients if masks is not None else 1
     federation = Federation(clients, server, transport=transport, need=need)
-    federation.temporary = temporary  # removed when the federation is
+    if temporary is not None:
+        weakref.finalize(federation, shutil.rmtree, temporary, ignore_errors=True)
     return federation
 
 

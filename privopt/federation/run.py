@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import safetensors.numpy
 
 import dp
 import secagg
 
-from ..checkpoint import dump_state, read_state, write_atomic, write_state
+from ..checkpoint import read_state, write_atomic, write_state
 from ..setup import config as configs
 from ..setup.tables import Config
 from .federation import Transport
@@ -292,25 +294,31 @@ class _Run:
         """All rounds that are left, then what the folder ends with."""
         config = self.parts.config
         self.observer.started({**self.facts, "config": json.loads(configs.to_json(config))})
-        for report in self.federation.run(config.rounds):
-            self.observer.round_done(self._record(report))
+        with self.federation:
+            for report in self.federation.run(config.rounds):
+                self.observer.round_done(self._record(report))
+            self._export_ledgers()
         if config.twin and self.parts.data.built_in and (config.dp.enabled or config.masks.enabled):
             accuracy = _twin(config)
             self.facts["twin"] = {"accuracy": accuracy}
             self.observer.twin_done({"accuracy": accuracy})
         return self._finish()
 
-    def _finish(self) -> dict[str, Any]:
-        from ..report.page import write_report
-
-        self._write_run()
-        weights = self.central.weights.to_numpy()
-        write_atomic(self.folder / "model.safetensors", dump_state({"weights": weights}))
+    def _export_ledgers(self) -> None:
         ledgers = self.folder / "ledgers"
         ledgers.mkdir(exist_ok=True)
         for client in self.federation.clients.values():
             if client.privacy is not None:
                 client.privacy.ledger.export(ledgers / f"{client.id}.json")
+
+    def _finish(self) -> dict[str, Any]:
+        from ..report.page import write_report
+
+        self._write_run()
+        weights = self.central.weights.to_numpy()
+        # By the model's own names, so that safetensors alone reads it back.
+        named = {name: np.asarray(array, order="C") for name, array in weights.coefs.items()}
+        write_atomic(self.folder / "model.safetensors", safetensors.numpy.save(named))
         scores = self._evaluate()
         spent = [c["epsilon"] for c in self.last.get("clients", {}).values() if c["epsilon"] is not None]
         outcome = {

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import dp
 import secagg
-from privopt.checkpoint import load_state
+from privopt import Vector
 from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
@@ -153,7 +154,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> Any:
-    return load_state((folder / "model.safetensors").read_bytes())["weights"]
+    return Vector.build(safetensors.numpy.load_file(folder / "model.safetensors"))
 
 
 class StopError(Exception):
