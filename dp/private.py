@@ -25,7 +25,8 @@ class PrivateGradient:
           sum of clipped gradients over all parameters jointly, on a lattice, divided by the expected batch
           size, a public constant. The size that was drawn is told to nobody.
         - An empty batch is noised like any other.
-        - Batch and noise come from one stream, which no other draw uses.
+        - Batch, noise and what the model itself draws (dropout) come from one stream, which no other draw
+          uses.
 
     Whoever draws reserves `event` in a ledger first; the object does not know the ledger.
 
@@ -101,6 +102,7 @@ class PrivateGradient:
             stream = self._source.stream(f"private-gradient/{self._draws}")
             self._draws += 1
         batch = self.sampler.draw(stream)
-        clipped = self.clipper.clipped_sum(self._x[batch], self._y[batch], self.clip_norm)
+        seed = int(stream.uint64(1)[0])
+        clipped = self.clipper.clipped_sum(self._x[batch], self._y[batch], self.clip_norm, seed=seed)
         released = release(clipped.flatten(), self.clip_norm, self.noise_multiplier, stream)
         return clipped.unflatten(released.values / self.sampler.expected_batch_size)

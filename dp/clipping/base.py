@@ -15,6 +15,9 @@ from ..events import Neighboring
 
 __all__ = ["ClippedSum", "Clipper", "verify_clip_norm"]
 
+MARGIN = 1 - 2.0**-40
+"""Clipped norms aim this far below C, so that float64 rounding cannot lift one above it."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClippedSum:
@@ -59,8 +62,11 @@ class ClippedSum:
 class Clipper(Protocol):
     """Computes clipped sums for one model."""
 
-    def clipped_sum(self, x: Any, y: Any, clip_norm: float) -> ClippedSum:
-        """The sum over a batch, which may be empty, of gradients clipped to `clip_norm` each."""
+    def clipped_sum(self, x: Any, y: Any, clip_norm: float, *, seed: int | None = None) -> ClippedSum:
+        """The sum over a batch, which may be empty, of gradients clipped to `clip_norm` each.
+
+        `seed` decides what the model draws itself, such as dropout; the operating system does by default.
+        """
         ...  # pragma: no cover
 
 

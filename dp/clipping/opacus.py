@@ -12,8 +12,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedLayer
-from .base import ClippedSum, verify_clip_norm
-from .torch_model import LossFn, as_batch, per_sample_losses, trainable, verify_separable
+from .base import MARGIN, ClippedSum, verify_clip_norm
+from .torch_model import (
+    LossFn,
+    as_batch,
+    kept_state,
+    own_randomness,
+    per_sample_losses,
+    trainable,
+    verify_apart,
+    verify_separable,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +38,6 @@ _REPLACEMENTS = {
 }
 _HELD_VALUES = 2**25
 """Per-sample gradients held at once, in values: 128 MB of float32."""
-_MARGIN = 1 - 2.0**-40
-"""Clipped norms aim this far below C, so that float64 rounding cannot lift one above it."""
 
 
 class OpacusClipper:
@@ -41,11 +48,15 @@ class OpacusClipper:
           factors and the sum are float64.
         - A gradient that holds NaN or infinities counts as zero, and in `ClippedSum.nonfinite`.
         - An empty batch gives zeros. Parameters that a batch does not reach get zeros.
-        - The model is left as it was: no hooks, gradients, attributes, training mode.
-        - The first batch is checked: per-sample gradients must add up to the batch's gradient.
+        - The model is used in the mode that it is in, and left as it was: no hooks, gradients, attributes.
+          One that changes its own buffers is refused.
+        - What it draws (dropout) is not decided by torch's global seed.
+        - The first batches are checked: a sample's loss must not depend on the other samples, and per-sample
+          gradients must add up to the batch's gradient.
 
     What is not covered: a matrix product may round one sample's gradient differently when other samples share
-    the batch, in the last bits of the model's precision (1e-7 of C for float32, a sample).
+    the batch, in the last bits of the model's precision (1e-7 of C for float32, a sample). Samples that mix
+    for some inputs only can pass the check, which sees the first batches.
 
     Args:
         model: The model.
@@ -67,11 +78,12 @@ class OpacusClipper:
         self.model = model
         self.loss_fn = loss_fn
         self.physical_batch = physical_batch or min(512, max(1, _HELD_VALUES // size))
-        self._checked = False
+        self._apart = False
+        self._unchecked = set(trainable(model))
         with _hooked(model):
             pass  # Opacus refuses the layers that it does not know, here rather than in a round.
 
-    def clipped_sum(self, x: Any, y: Any, clip_norm: float) -> ClippedSum:
+    def clipped_sum(self, x: Any, y: Any, clip_norm: float, *, seed: int | None = None) -> ClippedSum:
         """The sum over a batch of gradients clipped to `clip_norm` each.
 
         Computes ``sum_i g_i * min(1, C / ||g_i||)``, with the norm over all parameters.
@@ -80,13 +92,15 @@ class OpacusClipper:
             x: Inputs, samples along the first axis; an array or a tensor.
             y: Targets, as many.
             clip_norm: Bound C, finite and > 0.
+            seed: Seed of what the model draws itself, below 2**64; the operating system's by default.
 
         Returns:
             The sum, which is private until it is noised.
 
         Raises:
             PrivacyParameterError: If `clip_norm` is none.
-            UnsupportedLayer: If the model uses a parameter outside of the layer that owns it.
+            UnsupportedLayer: If samples mix, the model keeps something of them, or it uses a parameter
+                outside of the layer that owns it.
             ValueError: If x and y differ in length, or `loss_fn` returns no loss a sample.
 
         References:
@@ -97,12 +111,19 @@ class OpacusClipper:
         verify_clip_norm(clip_norm)
         if len(x) != len(y):
             raise ValueError(f"Expected as many inputs as targets, got {len(x)} and {len(y)}.")
+        verify_separable(self.model, _REPLACEMENTS)  # again: a frozen layer may have left evaluation mode
         params = trainable(self.model)
         device = next(iter(params.values())).device
         total = {n: torch.zeros(p.shape, dtype=torch.float64, device=device) for n, p in params.items()}
         nonfinite = 0
         if len(y) > 0:
-            with _hooked(self.model) as hooked, _training(self.model), _own_grads(params):
+            with (
+                kept_state(self.model),
+                own_randomness(device, seed),
+                _hooked(self.model) as hooked,
+                _usable(self.model),
+                _own_grads(params),
+            ):
                 for low in range(0, len(y), self.physical_batch):
                     chunk = slice(low, low + self.physical_batch)
                     samples = self._per_sample(hooked, params, x[chunk], y[chunk])
@@ -118,6 +139,8 @@ class OpacusClipper:
 
         like = next(iter(params.values()))
         x, y = as_batch(x, like), as_batch(y, like)
+        if not self._apart:
+            self._apart = verify_apart(self.model, self.loss_fn, x, y)
         with warnings.catch_warnings(), torch.enable_grad():
             # torch says so of every first layer, whose inputs are data; Opacus asks for no input gradients.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -132,32 +155,39 @@ class OpacusClipper:
                 )
             if found is not None:
                 samples[name] = found
-        if not self._checked:
-            self._checked = _verify_complete(params, samples)
+        for layer in self.model.modules():
+            if isinstance(layer, torch.nn.Embedding) and layer.padding_idx is not None:
+                # torch keeps this row as it is; Opacus does not know of it.
+                for name in [name for name in samples if params[name] is layer.weight]:
+                    samples[name][:, layer.padding_idx] = 0
+        if self._unchecked:
+            self._unchecked -= _verify_complete({n: params[n] for n in self._unchecked}, samples)
         for p in params.values():
             p.grad = p.grad_sample = None  # type: ignore[attr-defined]
         return samples
 
 
-def _verify_complete(params: dict[str, torch.nn.Parameter], samples: dict[str, torch.Tensor]) -> bool:
-    """Raise unless per-sample gradients add up to the batch's; False where NaN hides the answer.
+def _verify_complete(params: dict[str, torch.nn.Parameter], samples: dict[str, torch.Tensor]) -> set[str]:
+    """Raise unless per-sample gradients add up to the batch's; the parameters for which that was seen.
 
     A parameter that the model uses outside of the layer that owns it escapes Opacus's hooks, and with them
-    its share of the norm.
+    its share of the gradient. Where the gradient is zero or not finite, nothing can be seen.
     """
+    seen = set()
+    # Where layers cancel each other's effect (a norm after a scale), a gradient is rounding alone.
+    rounding = 1e-5 * max((float(g.double().abs().sum(0).norm()) for g in samples.values()), default=0.0)
     for name, p in params.items():
-        if p.grad is None:
+        if p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.any()):
             continue
-        if not bool(p.grad.isfinite().all()):
-            return False
         found = samples.get(name, p.grad.new_zeros((0, *p.shape))).double()
         scale = float(found.abs().sum(0).norm()) + float(p.grad.norm())
-        if float((found.sum(0) - p.grad.double()).norm()) > 1e-3 * scale:
+        if float((found.sum(0) - p.grad.double()).norm()) > 1e-3 * scale + rounding:
             raise UnsupportedLayer(
                 f"Expected parameter {name!r} to be used through its own layer only; Opacus sees a part of "
                 "its gradient. Call the layer instead of using its parameter, or use LoopClipper."
             )
-    return True
+        seen.add(name)
+    return seen
 
 
 def _add_clipped(total: dict[str, torch.Tensor], samples: dict[str, torch.Tensor], clip_norm: float) -> int:
@@ -171,7 +201,7 @@ def _add_clipped(total: dict[str, torch.Tensor], samples: dict[str, torch.Tensor
     ]
     norms = torch.linalg.vector_norm(torch.stack(by_parameter), dim=0)
     finite = norms.isfinite()
-    bound = clip_norm * _MARGIN
+    bound = clip_norm * MARGIN
     factors = torch.where(finite, bound / norms.clamp(min=bound), 0.0)
     for name, g in samples.items():
         # Zero times NaN is NaN: what is not finite is taken out, not scaled.
@@ -205,15 +235,26 @@ def _hooked(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 @contextmanager
-def _training(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in training mode, in which alone Opacus looks; then each as it was."""
-    before = {module: module.training for module in model.modules()}
-    model.train()
+def _usable(model: torch.nn.Module) -> Iterator[None]:
+    """The model as Opacus can use it; then each layer as it was.
+
+    Opacus looks at layers in training mode alone, and torch lets nothing change a hooked layer's output in
+    place. Layers without trainable parameters, such as dropout, stay in the mode that the caller chose.
+    """
+    owners = {m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
+    modes = {layer: layer.training for layer in owners}
+    inplace = [layer for layer in model.modules() if getattr(layer, "inplace", False) is True]
+    for layer in owners:
+        layer.training = True
+    for layer in inplace:
+        layer.inplace = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        for module, mode in before.items():
-            module.training = mode
+        for layer, mode in modes.items():
+            layer.training = mode
+        for layer in inplace:
+            layer.inplace = True  # type: ignore[assignment]
 
 
 @contextmanager

@@ -75,6 +75,24 @@ def frozen() -> nn.Module:
     return model
 
 
+def padded() -> nn.Module:
+    return nn.Sequential(nn.Embedding(9, 8, padding_idx=2), nn.Flatten(), nn.Linear(32, 3))
+
+
+def in_place() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+
+
+def backbone() -> nn.Module:
+    """A pretrained part with a batch norm whose statistics are constants, and a head."""
+    fixed = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU()).eval().requires_grad_(False)
+    return nn.Sequential(fixed, nn.Linear(5, 3))
+
+
+def switched_off() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3)).eval()
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "linear": (lambda: nn.Linear(6, 3), (6,)),
     "mlp": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
@@ -89,6 +107,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "raw parameter": (Raw, (6,)),
     "unused": (Unused, (6,)),
     "frozen": (frozen, (6,)),
+    "padded": (padded, None),
+    "in place": (in_place, (6,)),
+    "backbone": (backbone, (6,)),
+    "dropout in evaluation mode": (switched_off, (6,)),
 }
 
 
@@ -281,6 +303,156 @@ def test_a_parameter_used_behind_its_layers_back_is_found() -> None:
     _, x, y = make("linear")
     with pytest.raises(UnsupportedLayer, match=r"layer\.weight"):
         OpacusClipper(Behind()).clipped_sum(x, y, 1.0)
+
+
+def test_a_parameter_used_behind_its_layers_back_is_found_though_its_first_gradients_are_zero() -> None:
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 3)
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(x) + nn.functional.linear(x, self.layer.weight))
+
+    _, x, y = make("linear")
+    model = Behind()
+    clipper = OpacusClipper(model)
+    clipper.clipped_sum(x, y, 1.0)  # a head of zeros lets no gradient through
+    nn.init.ones_(model.head.weight[:1])
+    with pytest.raises(UnsupportedLayer, match=r"layer\.weight"):
+        clipper.clipped_sum(x, y, 1.0)
+
+
+class Mixed(nn.Module):
+    """Samples that meet where no layer's name says so."""
+
+    def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.drop = nn.Dropout(0.3)
+        self.outer = nn.Linear(6, 3)
+        self.mix = mix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.mix(self.drop(self.inner(x))))
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x @ x.T, dim=1) @ x
+
+
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.batch_norm(x, None, None, training=True)
+
+
+@pytest.mark.parametrize("mix", [lambda x: x - x.mean(0), normalized, attention, lambda x: x / len(x)])
+def test_samples_that_mix_without_a_layer_that_says_so_are_found(mix: Any) -> None:
+    _, x, y = make("linear")
+    with pytest.raises(UnsupportedLayer, match="other samples"):
+        OpacusClipper(Mixed(mix)).clipped_sum(x, y, 1.0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out, y: nn.functional.cross_entropy(out, y, reduction="none") / len(y),
+        lambda out, y: nn.functional.cross_entropy(out, y, reduction="none") - out.logsumexp((0, 1)),
+    ],
+)
+def test_losses_that_couple_samples_are_found(loss: Any) -> None:
+    model, x, y = make("linear")
+    with pytest.raises(UnsupportedLayer, match="other samples"):
+        OpacusClipper(model, loss).clipped_sum(x, y, 1.0)
+
+
+def test_mixing_is_found_in_the_first_batch_that_can_show_it() -> None:
+    _, x, y = make("linear")
+    clipper = OpacusClipper(Mixed(attention))
+    clipper.clipped_sum(x[:0], y[:0], 1.0)
+    clipper.clipped_sum(x[:1], y[:1], 1.0)
+    with pytest.raises(UnsupportedLayer, match="other samples"):
+        clipper.clipped_sum(x, y, 1.0)
+
+
+class Keeps(nn.Module):
+    """Running statistics by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_a_model_that_keeps_something_of_its_samples_is_refused_and_keeps_nothing(engine: Any) -> None:
+    _, x, y = make("linear")
+    model = Keeps()
+    with pytest.raises(UnsupportedLayer, match="'mean'"):
+        engine(model).clipped_sum(x, y, 1.0)
+    assert not model.mean.any()
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("setting", [{"max_norm": 0.1}, {"sparse": True}])
+def test_embeddings_that_tell_which_rows_were_used_are_refused(engine: Any, setting: Any) -> None:
+    model = nn.Sequential(nn.Embedding(9, 8, **setting), nn.Flatten(), nn.Linear(32, 3))
+    with pytest.raises(UnsupportedLayer, match=f"Embedding at '0'.*{next(iter(setting))}"):
+        engine(model)
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_a_frozen_batch_norm_is_refused_once_it_takes_statistics_again(engine: Any) -> None:
+    model, x, y = make("backbone")
+    clipper = engine(model)
+    statistics = model[0][1].running_mean.clone()  # type: ignore[index]
+    clipper.clipped_sum(x, y, 1.0)
+    assert torch.equal(model[0][1].running_mean, statistics)  # type: ignore[index]
+    model.train()
+    with pytest.raises(UnsupportedLayer, match=r"BatchNorm1d at '0\.1'"):
+        clipper.clipped_sum(x, y, 1.0)
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_dropout_does_not_follow_the_scripts_seed_and_leaves_it_alone(engine: Any) -> None:
+    model, x, y = make("dropout in evaluation mode")
+    model.train()
+    clipper = engine(model)
+
+    def draw(**seed: Any) -> Any:
+        torch.manual_seed(0)
+        values = clipper.clipped_sum(x, y, 1.0, **seed).flatten()
+        assert torch.equal(torch.rand(1), expected)
+        return values
+
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    assert not np.array_equal(draw(), draw())
+    assert np.array_equal(draw(seed=5), draw(seed=5))
+    assert not np.array_equal(draw(seed=5), draw(seed=6))
+
+
+@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+def test_arrays_of_another_precision_are_taken(engine: Any) -> None:
+    model, x, y = make("mlp")
+    expected = engine(model).clipped_sum(x, y, 1.0).flatten()
+    got = engine(model).clipped_sum(x.astype(np.float64), y.astype(np.int32), 1.0).flatten()
+    assert np.array_equal(got, expected)
+
+
+def test_a_gradient_of_rounding_alone_is_no_reason_to_refuse() -> None:
+    # The instance norm undoes whatever scale the group norm gives.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 4, 3), nn.GroupNorm(4, 4), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(400, 3)
+    x = np.random.default_rng(0).normal(size=(16, 1, 12, 12)).astype(np.float32)
+    OpacusClipper(nn.Sequential(*layers)).clipped_sum(x, np.arange(16) % 3, 1.0)
 
 
 def test_samples_folded_into_another_axis_are_found() -> None:

@@ -94,6 +94,24 @@ def test_draws_replay_from_a_test_source_and_never_from_the_default_one() -> Non
     assert not np.array_equal(flat(seeded.draw()), flat(seeded.draw()))
 
 
+def test_dropout_replays_with_the_stream_whatever_torchs_seed_is() -> None:
+    x, y = np.ones((N, 4), np.float32), np.zeros(N, np.int64)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 2))
+    private = PrivateGradient(
+        dp.OpacusClipper(model),
+        x,
+        y,
+        sampler=PoissonSampler(N, RATE),
+        clip_norm=CLIP,
+        noise_multiplier=NOISE,
+    )
+    source = insecure_source(2)
+    torch.manual_seed(0)
+    first = flat(private.draw(source.stream("a")))
+    assert np.array_equal(first, flat(private.draw(source.stream("a"))))
+    assert not np.array_equal(first, flat(private.draw(source.stream("b"))))
+
+
 def test_values_come_by_parameter_in_the_models_order() -> None:
     private, _, _ = make()
     assert {n: v.shape for n, v in private.draw().items()} == {"weight": (10, 60), "bias": (10,)}
