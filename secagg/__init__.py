@@ -34,6 +34,7 @@ from .fields import summed as summed
 from .fields import union as union
 from .keys import Identity as Identity
 from .keys import Roster as Roster
+from .keys import verify_signature as verify_signature
 from .policy import Policy as Policy
 from .reductions import Adaptive as Adaptive
 from .reductions import Reduction as Reduction

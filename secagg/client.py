@@ -184,6 +184,26 @@ class Client(Secret):
         self._accept_roster(opened.message)
         return None
 
+    def verify(self, offer: bytes) -> tuple[bytes, int]:
+        """Check an offer as `receive` would, and change nothing: for work to be done before the advert.
+
+        Args:
+            offer: Bytes as they came.
+
+        Returns:
+            Session and number of the round that it opens.
+
+        Raises:
+            MessageError: If the bytes are malformed, or no offer of this server's.
+            SchemaError: If the offer is for another schema.
+            PolicyError: If it is weaker than this client's policy.
+        """
+        opened = open_sealed(offer, (Offer,), {"": self._roster.server}, self._largest_message())
+        assert isinstance(opened.message, Offer)  # noqa: S101  # our invariant: the one kind asked for
+        self._verified_schema(opened.message)
+        self._policy.verify_offer(opened.message)
+        return opened.message.session, opened.message.round
+
     def _largest_message(self) -> int:
         largest_roster = len(self._roster.clients) * (MAX_ADVERT_BYTES + 8) + 2**12
         return max(MAX_OFFER_BYTES, largest_roster)

@@ -19,7 +19,7 @@ from ..optimizer import Optimizer
 from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
-from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, decode, encode
+from .messages import Begin, Clear, Message, Ready, Release, Roster, Stopped, Submit, opened, sealed
 from .privacy import Privacy
 from .problem import Problem
 from .schema import round_schema
@@ -44,8 +44,9 @@ class Client:
         seed: Public seed of batches (without DP) and of the encoder's rounding.
         sample_rate: Share of the samples in an expected batch.
         privacy: Local DP; None trains without.
+        steps: Gradient steps that it takes in a round; a round of any other number is refused.
+        roster: Pinned public keys of the server and of all clients.
         masks: Policy of the masked rounds; None where values travel in clear.
-        roster: Pinned public keys; needed with masks.
         disclose: Names of un-noised metrics that may leave (``"loss"``).
         weighting: ``"uniform"``, ``"samples"`` or ``"steps"``: what the update is weighed by.
         bits: Precision of one value of the update, under masks.
@@ -60,18 +61,17 @@ class Client:
         problem: Problem,
         optimizer: Optimizer,
         run: str,
+        steps: int,
+        roster: secagg.Roster,
         seed: int = 0,
         sample_rate: float = 1.0,
         privacy: Privacy | None = None,
         masks: secagg.Policy | None = None,
-        roster: secagg.Roster | None = None,
         disclose: tuple[str, ...] = (),
         weighting: str = "uniform",
         bits: int = 16,
         bound: float | str = "adaptive",
     ) -> None:
-        if masks is not None and roster is None:
-            raise ValueError("Expected a roster of pinned keys together with masks, got none.")
         raw = [m.name for m in optimizer.modules if m.needs_raw_gradients]
         if privacy is not None and raw:
             raise ValueError(f"Expected modules that take noised gradients in a private run, got {raw}.")
@@ -94,6 +94,9 @@ class Client:
         self._sample_rate = sample_rate
         self._masks = masks
         self._roster = roster
+        self._steps = steps
+        self._identity = home.identity()
+        self._sessions: dict[str, int] = {}
         self._secure: secagg.Client | None = None
         self._round = 0
         self._pending: dict[str, Any] | None = None
@@ -101,6 +104,7 @@ class Client:
         kept = home.read_state(run)
         if kept is not None:
             self._round, self._base, self._pending = kept["round"], kept["base"], kept["pending"]
+            self._sessions = kept["sessions"]
 
     def __repr__(self) -> str:
         return f"Client({self.id!r}, run={self.run!r}, round={self._round})"
@@ -112,22 +116,30 @@ class Client:
             The answer, or None where there is none.
 
         Raises:
-            ValueError: If the bytes are no message that this client expects now; nothing changes.
+            ValueError: If the bytes are no message of the server that this client expects now; nothing
+                changes then, and nothing is spent.
+            secagg.SecAggError: If the masked round fails; what was spent stays spent.
         """
-        message = decode(data)
+        _, message = opened(data, {"": self._roster.server})
         if isinstance(message, Begin):
             return self._begin(message)
         if isinstance(message, Roster):
             return self._submit(message)
         raise ValueError(f"Expected a message for a client, got {type(message).__name__.lower()!r}.")
 
+    def _sealed(self, message: Message) -> bytes:
+        return sealed(message, self._identity, self.id)
+
     # ---- a round ----------------------------------------------------------------------------------------
 
     def _begin(self, message: Begin) -> bytes:
         if message.run != self.run:
             raise ValueError(f"Expected a round of run {self.run!r}, got one of {message.run!r}.")
-        if message.round < self._round:
-            raise ValueError(f"Expected a round after {self._round}, got {message.round}.")
+        session = message.session.hex()
+        if message.round < self._round or message.round <= self._sessions.get(session, 0):
+            raise ValueError(
+                f"Expected a round that is new to client {self.id!r}, got round {message.round}."
+            )
         if (self._masks is None) != (message.offer is None):
             given = "no offer of masks" if message.offer is None else "an offer of masks"
             raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
@@ -138,18 +150,44 @@ class Client:
             )
         aux = _read_aux(load_state(message.aux))
         self._settle(message.accepted.get(self.id, 0))
-        self._secure = None
+        # Before anything is spent: what the round asks for is checked, and it can never be asked again.
+        acceptable = self._open(message)
+        self._sessions[session] = message.round
+        self._write()
+        if not acceptable:
+            return self._stopped(message, "refused")
         try:
             values = self._train(message, weights, aux)
         except dp.PrivacyBudgetExceeded:
             return self._stopped(message, "budget")
         if message.offer is None:
             self._keep(message.round)
-            answer = Clear(
-                self.id, message.round, dump_state(values), self._releases(message), self._epsilon()
-            )
-            return encode(answer)
+            state = dump_state(values)
+            return self._sealed(Clear(message.round, state, self._releases(message), self._epsilon()))
         return self._advertise(message, values)
+
+    def _open(self, message: Begin) -> bool:
+        """Whether the round is one that this client takes part in."""
+        self._secure = None
+        if message.steps != self._steps:
+            return False
+        if message.offer is None or self._masks is None:
+            return True
+        self._secure = secagg.Client(
+            self._identity,
+            self._roster,
+            self.schema,
+            policy=self._masks,
+            register=self.home.register(),
+            rounding=self._rounding,
+        )
+        try:
+            offered = self._secure.verify(message.offer)
+        except (secagg.PolicyError, secagg.SchemaError):
+            return False
+        if offered != (message.session, message.round):
+            raise ValueError(f"Expected the offer of round {message.round}, got another round's.")
+        return True
 
     def _settle(self, accepted: int) -> None:
         """Put the optimizer where the last round that counted left it."""
@@ -191,30 +229,26 @@ class Client:
     def _keep(self, number: int) -> None:
         """Before anything is sent: whoever restarts this client must be able to tell both outcomes apart."""
         self._round, self._pending = number, self.optimizer.get_state()
-        self.home.write_state(self.run, {"round": number, "base": self._base, "pending": self._pending})
+        self._write()
+
+    def _write(self) -> None:
+        state = {
+            "round": self._round,
+            "base": self._base,
+            "pending": self._pending,
+            "sessions": self._sessions,
+        }
+        self.home.write_state(self.run, state)
 
     def _batch(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         included = generator.random(self.problem.num_samples) < self._sample_rate
         return np.flatnonzero(included).astype(np.int64)
 
     def _advertise(self, message: Begin, values: dict[str, Any]) -> bytes:
-        assert self._masks is not None  # noqa: S101 - established in _begin and __init__
-        assert self._roster is not None  # noqa: S101
-        assert message.offer is not None  # noqa: S101
-        self._secure = secagg.Client(
-            self.home.identity(),
-            self._roster,
-            self.schema,
-            policy=self._masks,
-            register=self.home.register(),
-            rounding=self._rounding,
-        )
+        assert self._secure is not None  # noqa: S101 - established in _open
+        assert message.offer is not None  # noqa: S101 - established in _begin
         declared = {name: values.pop(name) for name in self.schema.declared if name in values}
-        try:
-            advert = self._secure.receive(message.offer, context=message.context(), declared=declared)
-        except (secagg.PolicyError, secagg.SchemaError):
-            self._secure = None
-            return self._stopped(message, "refused")
+        advert = self._secure.receive(message.offer, context=message.context(), declared=declared)
         assert advert is not None  # noqa: S101 - an offer is answered
         carried = self._secure.prepare(values)
         self.optimizer.on_aux_vars_sent(
@@ -224,7 +258,7 @@ class Client:
             }
         )
         self._keep(message.round)
-        return encode(Ready(self.id, message.round, advert, self._releases(message), self._epsilon()))
+        return self._sealed(Ready(message.round, advert, self._releases(message), self._epsilon()))
 
     def _submit(self, message: Roster) -> bytes:
         if self._secure is None or message.round != self._round:
@@ -232,10 +266,10 @@ class Client:
         secure = self._secure
         secure.receive(message.roster)
         self._secure = None
-        return encode(Submit(self.id, message.round, secure.submit()))
+        return self._sealed(Submit(message.round, secure.submit()))
 
     def _stopped(self, message: Begin, reason: str) -> bytes:
-        return encode(Stopped(self.id, message.round, reason, self._releases(message), self._epsilon()))
+        return self._sealed(Stopped(message.round, reason, self._releases(message), self._epsilon()))
 
     def _releases(self, message: Begin) -> list[Release]:
         """What the server has not recorded yet: this round's, and those of a round that a crash cut short."""
@@ -260,9 +294,12 @@ class Client:
 def _read_aux(state: Mapping[str, Any]) -> dict[str, AuxVar]:
     """The server's auxiliary variables: a class is looked up by its declared name, nothing is imported."""
     found = {}
-    for name, (kind, fields) in state.items():
-        cls: type[AuxVar] = AUX_VARS.find(kind)
-        found[name] = cls(**fields)
+    try:
+        for name, (kind, fields) in state.items():
+            cls: type[AuxVar] = AUX_VARS.find(kind)
+            found[name] = cls(**fields)
+    except TypeError as error:
+        raise ValueError("Expected the server's auxiliary variables, got something else.") from error
     return found
 
 

@@ -202,6 +202,7 @@ def build_federation(
                 problem=problem,
                 optimizer=client_optimizer(),
                 run=run,
+                steps=steps,
                 seed=seed,
                 sample_rate=sample_rate,
                 privacy=privacy,

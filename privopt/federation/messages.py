@@ -1,15 +1,19 @@
 """What the server of a run and its clients say to one another: floor 6, typed bytes with limits.
 
-The masked round's own messages travel inside as opaque bytes; `secagg` signs and checks those.
+Every message is signed by its sender's pinned identity, masks or not. The masked round's own messages travel
+inside as opaque bytes; `secagg` signs and checks those by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Begin", "Clear", "Ready", "Roster", "Stopped", "Submit", "decode", "encode"]
+import secagg
+
+__all__ = ["Begin", "Clear", "Ready", "Roster", "Stopped", "Submit", "opened", "sealed", "unverified"]
 
 MAX_BYTES = 1 << 32
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -22,6 +26,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
 
     Attributes:
         run: Id of the run.
+        session: Random name of the server's process; a round of one session is answered once.
         round: Number of the round, from 1.
         steps: Gradient steps that each client takes.
         weights: The model, as `privopt.checkpoint.dump_state` encodes ``{"weights": Vector}``.
@@ -32,6 +37,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
     """
 
     run: Name
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     round: Count
     steps: Count
     weights: Blob
@@ -42,7 +48,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
 
     def context(self) -> bytes:
         """What every client of the round must have received alike: all but the offer itself."""
-        return encode(msgspec.structs.replace(self, offer=None))
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, offer=None))
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +66,6 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
     """Client to server: training is done; here is the advert for the masked round."""
 
-    client: Name
     round: Count
     advert: Blob
     releases: list[Release]
@@ -70,7 +75,6 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True
 class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True):
     """Client to server where masks are off: the values themselves."""
 
-    client: Name
     round: Count
     values: Blob
     releases: list[Release]
@@ -87,7 +91,6 @@ class Roster(msgspec.Struct, frozen=True, tag="roster", forbid_unknown_fields=Tr
 class Submit(msgspec.Struct, frozen=True, tag="submit", forbid_unknown_fields=True):
     """Client to server: the masked vector."""
 
-    client: Name
     round: Count
     masked: Blob
 
@@ -100,7 +103,6 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
             the client's policy) or ``"failed"``; details stay with the client.
     """
 
-    client: Name
     round: Count
     reason: Name
     releases: list[Release]
@@ -108,26 +110,77 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
 
 
 Message: TypeAlias = Begin | Ready | Clear | Roster | Submit | Stopped
-_DECODER = msgspec.msgpack.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
-    """Message to bytes."""
-    return msgspec.msgpack.encode(message)
+class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message as it travels; the server's sender is the empty text."""
+
+    sender: Annotated[str, msgspec.Meta(max_length=128)]
+    body: Blob
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
-def decode(data: bytes) -> Message:
-    """Bytes to message.
+_SEALED = msgspec.msgpack.Decoder(_Sealed)
+_MESSAGE = msgspec.msgpack.Decoder(Message)
+_DOMAIN = b"privopt federation message 1\0"
+
+
+def sealed(message: Message, identity: secagg.Identity, sender: str = "") -> bytes:
+    """Message to signed bytes; a client names itself as the sender."""
+    body = msgspec.msgpack.encode(message)
+    return msgspec.msgpack.encode(_Sealed(sender, body, identity.sign(_signed(sender, body))))
+
+
+def _signed(sender: str, body: bytes) -> bytes:
+    return _DOMAIN + len(sender.encode()).to_bytes(4, "big") + sender.encode() + body
+
+
+def opened(data: bytes, keys: Mapping[str, bytes]) -> tuple[str, Message]:
+    """Signed bytes to sender and message.
+
+    Args:
+        data: Bytes as they came.
+        keys: Pinned public keys of whom a message may come from, by sender.
 
     Raises:
-        ValueError: If the bytes are no message of this protocol; what they held is not repeated.
+        ValueError: If the bytes are no message of this protocol, or not signed by one of them; what they
+            held is not repeated, and both read alike.
     """
+    found = _unsealed(data)
+    key = keys.get(found.sender)
+    if key is None or not secagg.verify_signature(key, found.signature, _signed(found.sender, found.body)):
+        raise _refused(data)
+    return found.sender, _message(found.body)
+
+
+def unverified(data: bytes) -> Message:
+    """The message in signed bytes, whoever signed it: for logs and tests, never to act on.
+
+    Raises:
+        ValueError: If the bytes are no message of this protocol.
+    """
+    return _message(_unsealed(data).body)
+
+
+def _unsealed(data: bytes) -> _Sealed:
     if len(data) > MAX_BYTES:
         raise ValueError(f"Expected a message of at most {MAX_BYTES} bytes, got {len(data)}.")
     try:
-        message: Message = _DECODER.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"Expected a message of a federated round, got {len(data)} bytes that are none."
-        ) from error
+        return _SEALED.decode(data)
+    except _UNREADABLE as error:
+        raise _refused(data) from error
+
+
+def _message(body: bytes) -> Message:
+    try:
+        message: Message = _MESSAGE.decode(body)
+    except _UNREADABLE as error:
+        raise _refused(body) from error
     return message
+
+
+_UNREADABLE = (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError)
+
+
+def _refused(data: bytes) -> ValueError:
+    return ValueError(f"Expected a signed message of a federated round, got {len(data)} bytes that are none.")

@@ -6,6 +6,7 @@ client's ledger says it released.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
-from .messages import Begin, Clear, Ready, Roster, Stopped, Submit, decode, encode
+from .messages import Begin, Clear, Ready, Roster, Stopped, Submit, opened, sealed
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
@@ -123,6 +124,7 @@ class Server:
         self._identity = identity
         self._roster = roster
         self._masks = masks
+        self._session = secrets.token_bytes(16)
         self._secure = self._masked_rounds({})
         self._clear: dict[str, Clear] = {}
         self._ready: set[str] = set()
@@ -142,7 +144,7 @@ class Server:
         if self._masks is None:
             return None
         schema = self.schema.with_bounds(bounds) if bounds else self.schema
-        return secagg.Server(self._identity, self._roster, schema, policy=self._masks)
+        return secagg.Server(self._identity, self._roster, schema, policy=self._masks, session=self._session)
 
     # ---- a round ----------------------------------------------------------------------------------------
 
@@ -154,6 +156,7 @@ class Server:
         aux = {name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()}
         message = Begin(
             run=self.run,
+            session=self._session,
             round=number,
             steps=self.steps,
             weights=dump_state({"weights": self.weights}),
@@ -166,7 +169,7 @@ class Server:
             self._report.bounds = self._secure.schema.adaptive_bounds()
             offer = self._secure.open(number, context=message.context())
             message = msgspec.structs.replace(message, offer=offer)
-        data = encode(message)
+        data = sealed(message, self._identity)
         self._report.bytes_down += len(data) * len(self._roster.clients)
         return data
 
@@ -177,12 +180,9 @@ class Server:
             ValueError: If it is no answer that this round expects.
             secagg.MessageError: If the masked round refuses what it carries. Nothing changes then.
         """
-        message = decode(data)
+        client, message = opened(data, self._roster.clients)
         if isinstance(message, Begin | Roster) or message.round != self._report.round:
             raise ValueError(f"Expected an answer in round {self._report.round}, got something else.")
-        client = message.client
-        if client not in self._report.clients:
-            raise ValueError(f"Expected an answer of a client in the roster, got one of {client!r}.")
         if isinstance(message, Submit):
             if self._secure is None or client not in self._ready or client in self._submitted:
                 raise ValueError(f"Expected no masked vector of {client!r} now.")
@@ -223,7 +223,7 @@ class Server:
         """
         if self._secure is None:
             return None
-        data = encode(Roster(self._report.round, self._secure.close_adverts()))
+        data = sealed(Roster(self._report.round, self._secure.close_adverts()), self._identity)
         self._report.bytes_down += len(data) * len(self._ready)
         return data
 
@@ -306,6 +306,8 @@ class Server:
         self.weights.assign(state["weights"])
         self.round = state["round"]
         self.accepted, self.recorded = dict(state["accepted"]), dict(state["recorded"])
+        # Round numbers of this session may come again, so it is over.
+        self._session = secrets.token_bytes(16)
         self._secure = self._masked_rounds(state["bounds"])
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import secagg
 from privopt import Optimizer
 from privopt.checkpoint import dump_state, load_state
 from privopt.federation.client import Client
-from privopt.federation.messages import Ready, Stopped, Submit, decode, encode
+from privopt.federation.messages import Ready, Stopped, Submit, sealed, unverified
 from tests.contracts import same_state
 from tests.privopt.federated import Quadratic, federation, quadratics
 
@@ -81,7 +82,7 @@ def test_a_client_that_fails_after_its_advert_aborts_that_round_and_training_goe
 
     def transport(client: Client, message: bytes) -> bytes | None:
         answer = client.handle(message)
-        sent = decode(answer) if client.id == "c1" and answer is not None else None
+        sent = unverified(answer) if client.id == "c1" and answer is not None else None
         if isinstance(sent, Submit) and sent.round == lost["round"]:
             raise ConnectionError("on purpose")
         return answer
@@ -103,11 +104,16 @@ def test_an_aborted_round_leaves_the_clients_as_if_it_had_not_been(tmp_path: Pat
 
     def losing(number: int, kind: type) -> object:
         def transport(client: Client, message: bytes) -> bytes | None:
-            opened = decode(message)
+            opened = unverified(message)
             if kind is object and opened.round == number:
                 raise ConnectionError("nobody hears of the round")
             answer = client.handle(message)
-            if kind is Submit and answer and isinstance(decode(answer), Submit) and opened.round == number:
+            if (
+                kind is Submit
+                and answer
+                and isinstance(unverified(answer), Submit)
+                and opened.round == number
+            ):
                 raise ConnectionError("the vector is lost")
             return answer
 
@@ -147,20 +153,53 @@ def test_a_client_refuses_a_round_of_another_run_an_older_round_and_a_switch_to_
     client = found.clients["c0"]
     begin = found.server.begin()
     client.handle(begin)
-    import msgspec
-
-    opened = decode(begin)
+    server = found.server._identity
+    opened = unverified(begin)
     with pytest.raises(ValueError, match="run 'test'"):
-        client.handle(encode(msgspec.structs.replace(opened, run="other")))
+        client.handle(sealed(replace(opened, run="other"), server))
     with pytest.raises(ValueError, match="as the client's policy says, got no offer"):
-        client.handle(encode(msgspec.structs.replace(opened, offer=None)))
-    client._round = 5
-    with pytest.raises(ValueError, match="a round after 5, got 1"):
+        client.handle(sealed(replace(opened, offer=None, round=2), server))
+    with pytest.raises(ValueError, match="new to client 'c0', got round 1"):
         client.handle(begin)
+    client._round = 5
+    with pytest.raises(ValueError, match="new to client 'c0', got round 2"):
+        client.handle(sealed(replace(opened, round=2), server))
     with pytest.raises(ValueError, match="message of a federated round"):
         client.handle(b"\x00" * 10)
     with pytest.raises(ValueError, match="message for a client"):
-        client.handle(encode(Stopped("c0", 1, "budget", [], None)))
+        client.handle(sealed(Stopped(1, "budget", [], None), server))
+
+
+def test_a_client_answers_nobody_but_the_pinned_server(tmp_path: Path) -> None:
+    found = federation(tmp_path)
+    begin = unverified(found.server.begin())
+    client = found.clients["c0"]
+    before = dump_state(client.optimizer.get_state())
+    for forger in (secagg.Identity.generate("server"), found.clients["c1"].home.identity()):
+        with pytest.raises(ValueError, match="Expected a signed message"):
+            client.handle(sealed(begin, forger))
+    good = sealed(begin, found.server._identity)
+    for position in range(0, len(good), 97):
+        damaged = bytearray(good)
+        damaged[position] ^= 1
+        with pytest.raises(ValueError, match="Expected a signed message"):
+            client.handle(bytes(damaged))
+    assert dump_state(client.optimizer.get_state()) == before
+    assert client.handle(good)
+
+
+def test_a_round_of_other_steps_or_weaker_masks_is_refused_before_training(tmp_path: Path) -> None:
+    found = federation(tmp_path)
+    client = found.clients["c0"]
+    begin = unverified(found.server.begin())
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("the client trained on a round that it refuses")
+
+    client.problem.gradient = forbidden  # type: ignore[method-assign]
+    answer = unverified(client.handle(sealed(replace(begin, steps=400), found.server._identity)))
+    assert isinstance(answer, Stopped)
+    assert answer.reason == "refused"
 
 
 def test_a_client_refuses_weaker_masks_than_its_policy(tmp_path: Path) -> None:
@@ -176,20 +215,20 @@ def test_the_server_refuses_what_a_round_does_not_expect(tmp_path: Path) -> None
     found = federation(tmp_path)
     server = found.server
     begin = server.begin()
-    ready = decode(found.clients["c0"].handle(begin))
+    ready = unverified(found.clients["c0"].handle(begin))
     assert isinstance(ready, Ready)
-    import msgspec
-
-    with pytest.raises(ValueError, match="in the roster, got one of 'nobody'"):
-        server.receive(encode(msgspec.structs.replace(ready, client="nobody")))
+    c0, c1 = (found.clients[name].home.identity() for name in ("c0", "c1"))
+    for sender in ("nobody", "c1", ""):
+        with pytest.raises(ValueError, match="Expected a signed message"):
+            server.receive(sealed(ready, c0, sender))
     with pytest.raises(ValueError, match="signed by 'c1', got one signed by 'c0'"):
-        server.receive(encode(msgspec.structs.replace(ready, client="c1")))
+        server.receive(sealed(ready, c1, "c1"))
     with pytest.raises(ValueError, match="no masked vector of 'c0' now"):
-        server.receive(encode(Submit("c0", 1, b"")))
+        server.receive(sealed(Submit(1, b""), c0, "c0"))
     with pytest.raises(ValueError, match="answer in round 1"):
-        server.receive(encode(msgspec.structs.replace(ready, round=2)))
+        server.receive(sealed(replace(ready, round=2), c0, "c0"))
     with pytest.raises(secagg.MessageError):
-        server.receive(encode(msgspec.structs.replace(ready, advert=ready.advert[:-1])))
+        server.receive(sealed(replace(ready, advert=ready.advert[:-1]), c0, "c0"))
 
 
 def test_paired_modules_must_stand_on_both_sides(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from privopt import Vector
 from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
-from privopt.federation.messages import Submit, decode
+from privopt.federation.messages import Submit, unverified
 from privopt.federation.parts import Parts
 from privopt.setup import config as configs
 
@@ -63,7 +63,7 @@ class Recorded:
 def sent(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, **options: Any) -> dict[str, Any]:
     """Everything that leaves client 1 in a run of three rounds, and what it encodes under the masks."""
     notes, replay = options.pop("notes", []), options.pop("replay", False)
-    seen: dict[str, Any] = {"messages": [], "words": [], "notes": notes}
+    seen: dict[str, Any] = {"messages": [], "opened": [], "words": [], "notes": notes}
 
     def transport(client: Client, message: bytes) -> bytes | None:
         if client.id != "clinic-1":
@@ -79,6 +79,7 @@ def sent(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, **optio
             patch.setattr(secagg.Encoding, "encode", recording)
             answer = client.handle(message)
         seen["messages"].append(answer)
+        seen["opened"].append(None if answer is None else unverified(answer))
         return answer
 
     found, _ = federation(folder, *overrides, transport=transport, **options)
@@ -105,8 +106,8 @@ def test_what_leaves_is_a_function_of_the_noised_gradients_and_public_constants_
             assert np.array_equal(a, b), "update, control variate, counts: one encoded vector"
         assert not all(np.array_equal(a, b) for a, b in zip(first["words"], differs["words"], strict=True))
     else:
-        assert first["messages"] == again["messages"]
-        assert first["messages"] != differs["messages"], "the swapped sample must matter before the release"
+        assert first["opened"] == again["opened"]
+        assert first["opened"] != differs["opened"], "the swapped sample must matter before the release"
 
 
 def test_the_training_loss_of_private_data_stays_unless_it_is_disclosed(tmp_path: Path) -> None:
@@ -165,11 +166,11 @@ def stopping(round_number: int, kind: type | None) -> Callable[[Client, bytes], 
     """A transport that dies in a round: before anybody hears of it, or when a client has answered."""
 
     def transport(client: Client, message: bytes) -> bytes | None:
-        opened = decode(message)
+        opened = unverified(message)
         if opened.round == round_number and kind is None:
             raise StopError
         answer = client.handle(message)
-        if opened.round == round_number and kind is not None and isinstance(decode(answer or b""), kind):
+        if opened.round == round_number and kind is not None and isinstance(unverified(answer or b""), kind):
             raise StopError
         return answer
 
