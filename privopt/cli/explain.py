@@ -111,21 +111,9 @@ def explain_config(config: Config) -> Disclosure:
     """
     import secagg
 
-    from ..federation.schema import round_schema
-    from ..optimizer import Optimizer
-    from ..setup import data, models
-    from ..vector import Vector
+    from ..federation.parts import Parts
 
-    rows = data.load(config.data, config.seed, private=config.dp.enabled)
-    model = models.build(config.model, rows.input_shape, rows.classes, config.seed)
-    layout = Vector.build({name: p.detach() for name, p in model.named_parameters()}).layout
-    spec = config.client.optimizer
-    schema = round_schema(
-        Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules)),
-        layout,
-        weighting=config.server.weighting,
-        bits=config.masks.bits,
-        bound=config.masks.bound,
-        loss=not config.dp.enabled or "loss" in config.dp.disclose,
-    )
-    return Disclosure(config, layout.size, len(rows.clients), secagg.explain(schema, len(rows.clients)))
+    parts = Parts(config)
+    schema = parts.schema()
+    clients = len(parts.data.clients)
+    return Disclosure(config, schema.masked["update"].size, clients, secagg.explain(schema, clients))

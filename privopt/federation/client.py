@@ -49,6 +49,7 @@ class Client:
         masks: Policy of the masked rounds; None where values travel in clear.
         disclose: Names of un-noised metrics that may leave (``"loss"``).
         weighting: ``"uniform"``, ``"samples"`` or ``"steps"``: what the update is weighed by.
+        most_weight: Largest weight of any client; public.
         bits: Precision of one value of the update, under masks.
         bound: Bound on an entry of the update, or the text ``"adaptive"``.
     """
@@ -69,6 +70,7 @@ class Client:
         masks: secagg.Policy | None = None,
         disclose: tuple[str, ...] = (),
         weighting: str = "uniform",
+        most_weight: int = 1_000_000,
         bits: int = 16,
         bound: float | str = "adaptive",
     ) -> None:
@@ -85,6 +87,7 @@ class Client:
             optimizer,
             problem.weights.layout,
             weighting=weighting,
+            most_weight=most_weight,
             bits=bits,
             bound=bound,
             loss=privacy is None or "loss" in disclose,

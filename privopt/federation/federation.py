@@ -136,6 +136,7 @@ def build_federation(
     masks: secagg.Policy | None = None,
     disclose: tuple[str, ...] = (),
     weighting: str = "uniform",
+    most_weight: int = 1_000_000,
     bits: int = 16,
     bound: float | str = "adaptive",
     dataset: Callable[[str], str] = str,
@@ -156,11 +157,13 @@ def build_federation(
         seed: Public seed of batches (without DP) and rounding.
         sample_rate: Share of the samples in an expected batch.
         plan: Local DP of every client; None trains without.
-        policies: What each data holder allows; anything where a client has none.
+        policies: What each data holder allows; ``policy.json`` in its home where it has none here, and
+            anything where it has none at all.
         source: Randomness of noise and batches under DP; the operating system's unless a test says so.
         masks: Policy of the masked rounds; None sends values in clear.
         disclose: Un-noised metrics that may leave.
-        weighting: What the mean update is weighed by.
+        weighting: What the mean update is weighed by: ``"uniform"``, ``"samples"`` or ``"steps"``.
+        most_weight: Largest weight of any client, public: the wider, the more bytes under masks.
         bits: Precision of one entry of the update under masks.
         bound: Bound on an entry of the update, or ``"adaptive"``.
         dataset: Name of a client's dataset in its ledger.
@@ -189,7 +192,8 @@ def build_federation(
     for name, problem in problems.items():
         privacy = None
         if plan is not None:
-            (policies or {}).get(name, Policy()).verify(name, plan)
+            policy = (policies or {}).get(name) or opened[name].policy()
+            policy.verify(name, plan)
             verify_delta(name, plan.delta, problem.num_samples)
             gradient = problem.private_gradient(plan)
             ledger = opened[name].ledger()
@@ -210,6 +214,7 @@ def build_federation(
                 roster=roster,
                 disclose=disclose,
                 weighting=weighting,
+                most_weight=most_weight,
                 bits=bits,
                 bound=bound,
             )
@@ -224,6 +229,7 @@ def build_federation(
         steps=steps,
         masks=masks,
         weighting=weighting,
+        most_weight=most_weight,
         bits=bits,
         bound=bound,
         loss=plan is None or "loss" in disclose,

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import dp
 import secagg
 
 from ..checkpoint import read_state, write_state
+from .privacy import Policy
 
 __all__ = ["Home"]
 
@@ -17,8 +20,9 @@ __all__ = ["Home"]
 class Home:
     """The folder of one client (or the server), readable by its owner alone.
 
-    Files: ``identity.key`` (signs messages), ``ledger.key`` and ``ledger.sqlite`` (what was spent),
-    ``register`` (rounds whose masks were used), ``state-<run>.safetensors`` (the optimizer's state).
+    Files: ``policy.json`` (what its owner allows, if anything is limited), ``identity.key`` (signs messages),
+    ``ledger.key`` and ``ledger.sqlite`` (what was spent), ``register`` (rounds whose masks were used),
+    ``state-<run>.safetensors`` (the optimizer's state).
 
     Args:
         folder: The folder; made with mode 0700 where it does not exist.
@@ -47,6 +51,24 @@ class Home:
         if not path.exists():
             dp.LedgerKey.generate().save(path)
         return dp.Ledger.open(self.folder / "ledger.sqlite", dp.LedgerKey.load(path))
+
+    def policy(self) -> Policy:
+        """What the holder allows, from ``policy.json``, such as ``{"epsilon": 4, "delta": 1e-5}``.
+
+        Keys are those of `Policy` and may be left out; without the file anything is allowed.
+
+        Raises:
+            ValueError: If the file holds anything else.
+        """
+        path = self.folder / "policy.json"
+        if not path.exists():
+            return Policy()
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Policy)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f'Expected a policy such as {{"epsilon": 4.0, "delta": 1e-5}} in {path}, got {error}.'
+            ) from error
 
     def register(self) -> secagg.FileRegister:
         """The durable register of masked rounds."""

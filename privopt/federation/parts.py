@@ -16,10 +16,13 @@ import secagg
 from ..optimizer import Optimizer
 from ..setup import data as datasets
 from ..setup import models
+from ..setup.config import check_plugins
 from ..setup.tables import Config, OptimizerSpec
+from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
 from .privacy import PrivacyPlan
 from .problem import TorchProblem
+from .schema import round_schema
 
 __all__ = ["Parts", "make_optimizer"]
 
@@ -40,22 +43,17 @@ class Parts:
         self.config = config
         self.data = datasets.load(config.data, config.seed, private=config.dp.enabled)
         self.steps = config.steps_per_round
-        self.plan = self._plan() if config.dp.enabled else None
-        for spec in (config.client.optimizer, config.server.optimizer):
-            make_optimizer(spec)
+        if config.dp.enabled:
+            self._verify_deltas()
+        check_plugins(config)
         self.model()
 
-    def model(self) -> Any:
-        """A fresh model, the same each time."""
-        return models.build(self.config.model, self.data.input_shape, self.data.classes, self.config.seed)
-
-    def _plan(self) -> PrivacyPlan:
+    @functools.cached_property
+    def plan(self) -> PrivacyPlan | None:
+        """The privacy plan, calibrated when it is first asked for; None without DP."""
+        if not self.config.dp.enabled:
+            return None
         private = self.config.dp
-        for client in self.data.clients:
-            with warnings.catch_warnings():
-                # To refuse before anything is made; the warnings come when the federation is put together.
-                warnings.simplefilter("ignore", dp.PrivacyWarning)
-                verify_delta(client.id, private.delta, len(client.y))
         return PrivacyPlan.calibrated(
             epsilon=private.epsilon,
             delta=private.delta,
@@ -64,16 +62,49 @@ class Parts:
             num_steps=self.config.rounds * self.steps,
         )
 
+    def model(self) -> Any:
+        """A fresh model, the same each time."""
+        return models.build(self.config.model, self.data.input_shape, self.data.classes, self.config.seed)
+
+    def _verify_deltas(self) -> None:
+        for client in self.data.clients:
+            with warnings.catch_warnings():
+                # To refuse before anything is made; the warnings come when the federation is put together.
+                warnings.simplefilter("ignore", dp.PrivacyWarning)
+                verify_delta(client.id, self.config.dp.delta, len(client.y))
+
     def dataset(self, client: str) -> str:
         """Name of a client's dataset in its ledger."""
         return client if self.config.data.name == "own" else f"{self.config.data.name}/{client}"
+
+    @property
+    def most_weight(self) -> int:
+        """Largest weight of a client, rounded up to a power of two; row counts are declared public."""
+        if self.config.server.weighting == "steps":
+            return self.steps
+        most = max(len(client.y) for client in self.data.clients)
+        return int(1 << max(0, most - 1).bit_length())
+
+    def schema(self) -> secagg.Schema:
+        """What each client sends in a round, and how it sums."""
+        config = self.config
+        named = {name: p.detach() for name, p in self.model().named_parameters() if p.requires_grad}
+        return round_schema(
+            make_optimizer(config.client.optimizer),
+            Vector.build(named).layout,
+            weighting=config.server.weighting,
+            most_weight=self.most_weight,
+            bits=config.masks.bits,
+            bound=config.masks.bound,
+            loss=not config.dp.enabled or "loss" in config.dp.disclose,
+        )
 
     def masks(self) -> secagg.Policy | None:
         """Policy of the masked rounds; None where values travel in clear."""
         wanted = self.config.masks
         if not wanted.enabled:
             return None
-        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_small)
+        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_three)
 
     def federation(
         self,
@@ -104,6 +135,7 @@ class Parts:
             masks=self.masks(),
             disclose=config.dp.disclose,
             weighting=config.server.weighting,
+            most_weight=self.most_weight,
             bits=config.masks.bits,
             bound=config.masks.bound,
             dataset=self.dataset,

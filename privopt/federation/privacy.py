@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -56,8 +57,7 @@ class PrivacyPlan:
         return dp.events.Repeated(step, steps)
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a data holder allows, whatever a server asks; kept in its home.
 
     Attributes:
@@ -140,7 +140,7 @@ class Privacy:
         """The noised gradient of one step of a reserved round; each step once."""
         # The reservation's number makes every stream a new one, after a crash too: a round that is done
         # again has a new reservation, and so a new batch and new noise.
-        label = f"{self.run}/{self.client}/{reservation.sequence}/{step}"
+        label = f"{self.client}/{reservation.sequence}/{step}"
         return self.gradient.draw(self._source.stream(label))
 
     def releases(self, after: int) -> list[Release]:

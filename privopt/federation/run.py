@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -64,10 +65,13 @@ def train(
     """
     configs.check(config)
     parts = Parts(config)
+    _ = parts.plan  # calibrated before anything is written: an epsilon may be out of reach
     path = _new_folder(config) if folder is None else folder
     try:
         path.mkdir(parents=True, exist_ok=folder is None)
-        run = _Run(parts, path, path.name, observer or Silent(), source, transport)
+        run = _Run(
+            parts, path, f"{path.name}-{secrets.token_hex(4)}", observer or Silent(), source, transport
+        )
         run.write_facts()
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
@@ -298,11 +302,28 @@ class _Run:
             for report in self.federation.run(config.rounds):
                 self.observer.round_done(self._record(report))
             self._export_ledgers()
+        self._verify_result()
         if config.twin and self.parts.data.built_in and (config.dp.enabled or config.masks.enabled):
             accuracy = _twin(config)
             self.facts["twin"] = {"accuracy": accuracy}
             self.observer.twin_done({"accuracy": accuracy})
         return self._finish()
+
+    def _verify_result(self) -> None:
+        """A run without one finished round has no model to keep, and says why."""
+        if any(line["status"] == "ok" for line in self.rounds):
+            return
+        stopped = [name for name, c in self.last["clients"].items() if c["status"] == "stopped"]
+        if stopped:
+            raise dp.PrivacyBudgetExceeded(
+                f"Expected privacy budget left for at least one round, got none at {', '.join(stopped)}: "
+                "their ledgers allow no further release on these datasets. Ask the holders to raise the "
+                f"budgets, or run on other data. Nothing was trained; {self.folder} holds the record."
+            )
+        raise secagg.RoundAborted(
+            f"Expected at least one finished round, got {len(self.rounds)} aborted: {self.last['reason']} "
+            f"Nothing was trained; {self.folder} holds the record."
+        )
 
     def _export_ledgers(self) -> None:
         ledgers = self.folder / "ledgers"

@@ -7,10 +7,8 @@ import secagg
 from ..layout import Layout
 from ..optimizer import Optimizer
 
-__all__ = ["MOST_SAMPLES", "round_schema"]
+__all__ = ["round_schema"]
 
-MOST_SAMPLES = 1_000_000
-"""Largest weight of a client that is weighed by its samples or steps."""
 FIRST_BOUND = 4.0
 """Adaptive bound of the first update: generous, since clipping biases a mean and coarse rounding does not."""
 LOSS_BOUND = 64.0
@@ -21,6 +19,7 @@ def round_schema(
     layout: Layout,
     *,
     weighting: str = "uniform",
+    most_weight: int = 1_000_000,
     bits: int = 16,
     bound: float | str = "adaptive",
     loss: bool = False,
@@ -33,6 +32,7 @@ def round_schema(
         optimizer: A client's optimizer (its modules declare their auxiliary variables).
         layout: Layout of the model.
         weighting: What the mean update is weighed by: ``"uniform"``, ``"samples"`` or ``"steps"``.
+        most_weight: Largest weight of a client that is weighed by samples or steps: a lane is as wide.
         bits: Precision of one entry of the update.
         bound: Bound on one entry of the update, or ``"adaptive"``.
         loss: Whether the mean training loss is sent.
@@ -45,7 +45,7 @@ def round_schema(
     limit = secagg.adaptive(initial=FIRST_BOUND) if isinstance(bound, str) else bound
     fields = {
         "update": secagg.averaged(limit, weight="weight", bits=bits, shape=(layout.size,)),
-        "weight": secagg.counted(at_most=1 if weighting == "uniform" else MOST_SAMPLES),
+        "weight": secagg.counted(at_most=1 if weighting == "uniform" else most_weight),
     }
     if loss:
         fields["metrics.loss"] = secagg.averaged(LOSS_BOUND, weight="weight", bits=20)

@@ -82,6 +82,7 @@ class Server:
         steps: Gradient steps of a client in a round.
         masks: Policy of the masked rounds; None where values travel in clear.
         weighting: As in `Client`.
+        most_weight: As in `Client`.
         bits: As in `Client`.
         bound: As in `Client`.
         loss: Whether clients send their training loss.
@@ -99,6 +100,7 @@ class Server:
         steps: int,
         masks: secagg.Policy | None,
         weighting: str = "uniform",
+        most_weight: int = 1_000_000,
         bits: int = 16,
         bound: float | str = "adaptive",
         loss: bool = False,
@@ -115,7 +117,13 @@ class Server:
         self.run = run
         self.steps = steps
         self.schema = round_schema(
-            client_optimizer, weights.layout, weighting=weighting, bits=bits, bound=bound, loss=loss
+            client_optimizer,
+            weights.layout,
+            weighting=weighting,
+            most_weight=most_weight,
+            bits=bits,
+            bound=bound,
+            loss=loss,
         )
         self.round = 0
         self.accepted: dict[str, int] = dict.fromkeys(roster.clients, 0)

@@ -151,19 +151,30 @@ def _parse_value(text: str, value: str) -> Any:
 
 
 def check_plugins(config: Config) -> None:
-    """Refuse plug-ins that do not exist, or parameters that they do not take.
+    """Refuse plug-ins that do not exist, parameters that they do not take, and halves of pairs.
 
     Raises:
         ConfigError: Naming the key, the plug-in and the nearest name.
     """
     from ..optimizer import Optimizer
 
+    optimizers = []
     for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
         try:
-            Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
+            optimizer = Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
         except (TypeError, ValueError, KeyError) as error:
             text = error.args[0] if error.args else type(error).__name__
             raise ConfigError(f"{side}.optimizer: {text}") from error
+        optimizers.append(optimizer)
+    client, server = optimizers
+    paired = {module.aux_name for module in server.modules}
+    for name in client.aux_vars():
+        if name not in paired:
+            raise ConfigError(
+                f"Expected a counterpart on the server for what the clients share as {name!r}, got "
+                f"server.optimizer.modules = {[module.name for module in server.modules]}. Add its server "
+                f"module (`privopt modules` lists them), or take the clients' half out."
+            )
 
 
 # --- layers -----------------------------------------------------------------------------------------------
@@ -346,5 +357,5 @@ enabled = true
 bits = 16                # a value is rounded to 2^bits - 1 levels
 bound = "adaptive"       # largest absolute value of an update's entry, or a number
 min_clients = 5          # a client takes part only with at least so many
-allow_small = false      # consent to 3 or 4 clients, where few must collude to see one
+allow_three = false      # consent to 3 clients, where two that collude see the third
 """

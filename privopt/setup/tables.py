@@ -172,14 +172,14 @@ class Masks(_Table, frozen=True):
         bits: Levels a value is rounded to: ``2**bits - 1``.
         bound: Largest absolute value of an update's entry, or ``adaptive``.
         min_clients: Fewest clients that a client takes part with.
-        allow_small: Consent to 3 or 4 clients, where few must collude to see one.
+        allow_three: Consent to 3 clients, where two that collude see the third.
     """
 
     enabled: bool = True
     bits: int = 16
     bound: float | Literal["adaptive"] = "adaptive"
     min_clients: int = 5
-    allow_small: bool = False
+    allow_three: bool = False
 
 
 class Config(_Table, frozen=True):
@@ -346,7 +346,7 @@ def _check_dp(dp: Dp) -> None:
 def _check_masks(config: Config) -> None:
     masks, number = config.masks, config.num_clients
     rule = _Rules(MasksConfigError)
-    rule(2 <= masks.bits <= 32, "2 to 32 bits a value", "masks.bits", masks.bits, "The default is 16.")
+    rule(2 <= masks.bits <= 28, "2 to 28 bits a value", "masks.bits", masks.bits, "The default is 16.")
     if masks.bound != "adaptive":
         remedy = "It is the largest absolute value of an update's entry."
         rule(_positive(masks.bound), 'a finite bound > 0, or "adaptive"', "masks.bound", masks.bound, remedy)
@@ -354,12 +354,13 @@ def _check_masks(config: Config) -> None:
     pair = f"Of two, each learns the other's vector from the sum. Add clients; or {off}"
     rule(number >= 3, "at least 3 clients with masks on", "data.clients", number, pair)
     rule(masks.min_clients >= 3, "min_clients of at least 3", "masks.min_clients", masks.min_clients, pair)
-    fewest = min(number, masks.min_clients)
-    key = "masks.min_clients" if masks.min_clients < 5 else "data.clients"
     remedy = (
-        "Few must collude to see one of 3 or 4. Add clients; or consent with masks.min_clients=3 and "
-        f"masks.allow_small=true; or {off}"
+        "Two of three that collude see the third. Add clients; or consent with masks.min_clients=3 and "
+        f"masks.allow_three=true; or {off}"
     )
-    rule(fewest >= 5 or masks.allow_small, "at least 5 clients, or consent to fewer", key, fewest, remedy)
+    fewest = min(number, masks.min_clients)
+    key = "masks.min_clients" if masks.min_clients < 4 else "data.clients"
+    rule(fewest >= 4 or masks.allow_three, "at least 4 clients, or consent to 3", key, fewest, remedy)
     enough = number >= masks.min_clients
-    rule(enough, f"masks.min_clients = {masks.min_clients} clients", "data.clients", number, "Add some.")
+    fewer = f"Add some, or accept fewer with masks.min_clients={number}."
+    rule(enough, f"masks.min_clients = {masks.min_clients} clients", "data.clients", number, fewer)

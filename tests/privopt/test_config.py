@@ -83,7 +83,7 @@ def test_free_form_tables_grow_key_by_key():
             config.Dp, enabled=st.booleans(), epsilon=st.floats(1e-3, 1e3), delta=st.floats(1e-12, 0.5)
         ),
         masks=st.builds(
-            config.Masks, bits=st.integers(2, 32), bound=st.just("adaptive") | st.floats(1e-3, 1e3)
+            config.Masks, bits=st.integers(2, 28), bound=st.just("adaptive") | st.floats(1e-3, 1e3)
         ),
         server=st.builds(config.Server, weighting=st.sampled_from(["uniform", "samples", "steps"])),
     )
@@ -120,7 +120,8 @@ def test_json_round_trip_keeps_every_value(example):
         ("dp.sampler.rate=2", PrivacyConfigError, "dp.sampler.rate = 2"),
         ("data.clients=1", MasksConfigError, "data.clients = 1"),
         ("data.clients=2", MasksConfigError, "data.clients = 2"),
-        ("data.clients=4", MasksConfigError, "masks.allow_small=true"),
+        ("data.clients=3", MasksConfigError, "masks.allow_three=true"),
+        ("data.clients=4", MasksConfigError, "masks.min_clients=4"),
         ("masks.min_clients=9", MasksConfigError, "data.clients = 8"),
         ("masks.bits=40", MasksConfigError, "masks.bits = 40"),
         ("masks.bound=x", ConfigError, 'a number or "adaptive"'),
@@ -134,7 +135,7 @@ def test_mistakes_are_named_with_key_value_and_remedy(override, error, says):
 
 
 def test_three_clients_are_accepted_with_consent_and_two_never():
-    consent = ["masks.min_clients=3", "masks.allow_small=true"]
+    consent = ["masks.min_clients=3", "masks.allow_three=true"]
     assert load(None, ["data.clients=3", *consent]).num_clients == 3
     with pytest.raises(MasksConfigError, match=r"data\.clients = 2"):
         load(None, ["data.clients=2", *consent])

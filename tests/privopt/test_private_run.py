@@ -17,6 +17,7 @@ from privopt import Vector
 from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
+from privopt.federation.home import Home
 from privopt.federation.messages import Submit, unverified
 from privopt.federation.parts import Parts
 from privopt.setup import config as configs
@@ -250,3 +251,31 @@ def test_the_folder_holds_what_the_docs_say_and_no_secret(tmp_path: Path) -> Non
             assert secret.hex().encode() not in data
     for path in (folder / "homes").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0 or path.name.endswith(("-wal", "-shm")), path
+
+
+def test_a_data_holders_own_policy_refuses_a_weaker_plan(tmp_path: Path) -> None:
+    (tmp_path / "clinic-3").mkdir()
+    (tmp_path / "clinic-3" / "policy.json").write_text('{"epsilon": 2.0}')
+    with pytest.raises(dp.PrivacyParameterError, match=r"epsilon of at most 2.0 by the policy of 'clinic-3'"):
+        federation(tmp_path)
+    (tmp_path / "clinic-3" / "policy.json").write_text('{"epsilonn": 2.0}')
+    with pytest.raises(ValueError, match=r"policy.json"):
+        federation(tmp_path)
+
+
+def test_a_run_that_no_budget_allows_is_an_error_and_no_model(tmp_path: Path) -> None:
+    homes = str(tmp_path / "homes" / "{id}")
+    wanted = config(f'client.home="{homes}"', "rounds=2")
+    for number in range(5):
+        home = Home(tmp_path / "homes" / f"clinic-{number}", f"clinic-{number}")
+        with home.ledger() as ledger:
+            ledger.set_budget(f"digits/clinic-{number}", epsilon=0.1, delta=1e-4)
+    with pytest.raises(dp.PrivacyBudgetExceeded, match="Nothing was trained"):
+        runs.train(wanted, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_runs_may_share_homes_and_a_folders_name(tmp_path: Path) -> None:
+    wanted = config(f'client.home="{tmp_path / "homes" / "{id}"}"', "rounds=1")
+    for place in ("a", "b"):
+        assert runs.train(wanted, folder=tmp_path / place / "run")["rounds"] == 1
