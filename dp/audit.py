@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
-from .accounting import By, count_steps, epsilon
+from .accounting import By, epsilon
 from .errors import DPError, LedgerError, PrivacyParameterError
-from .events import Event, Poisson, event_from_dict
+from .events import Event, Poisson, Repeated, event_from_dict
 from .records import Export, History, Reservation, hash_body
 from .signing import is_signed
 
@@ -162,11 +162,12 @@ def audit_ledger(
     costs: dict[str, float] = {}
     if checked.chain and checked.signature:
         costs = _price(checked.history, counted, delta, problems, notes)
+        problems += _beyond_budget(checked.history, run, delta, costs)
     else:
         notes.append("Not priced: the ledger cannot be trusted as it is.")
     return LedgerAudit(
         client=client,
-        events=sum(n for _, n in count_steps([found.event for found in counted])),
+        events=sum(_taken_apart(found.event)[1] for found in counted),
         epsilon=costs,
         delta=delta,
         chain=checked.chain,
@@ -294,6 +295,13 @@ def _compare(
             problems.append(Problem(number, "is recorded by the run twice"))
         seen.add(number)
         problems += [Problem(number, what) for what in _differences(history, run, release, event)]
+    for number in sorted(history.void):
+        found = history.reservations[number]
+        if found.run == run:
+            notes.append(
+                f"Record {number} reserved {found.event} and was made void: not counted, on the holder's "
+                "word that nothing was drawn."
+            )
     for found in counted:
         if found.sequence in seen:
             continue
@@ -311,8 +319,7 @@ def _differences(history: History, run: str, release: _Recorded, event: Event) -
     found = history.reservations.get(release.ledger_sequence)
     if found is None:
         return ["is recorded by the run, and is no reservation in the ledger"]
-    steps = count_steps(found.event)
-    inner, count = steps[0] if len(steps) == 1 else (None, 0)
+    inner, count = _taken_apart(found.event)
     sampled = isinstance(inner, Poisson)
     rate = inner.sample_rate if isinstance(inner, Poisson) else 1.0
     noise = getattr(inner.event if isinstance(inner, Poisson) else inner, "noise_multiplier", math.nan)
@@ -333,6 +340,27 @@ def _differences(history: History, run: str, release: _Recorded, event: Event) -
         ),
     }
     return [what for what, holds in checks.items() if not holds]
+
+
+def _taken_apart(event: Event) -> tuple[Event, int]:
+    """One release, and how many of it; also of events that have no price."""
+    return (event.event, event.count) if isinstance(event, Repeated) else (event, 1)
+
+
+def _beyond_budget(history: History, run: str, delta: float, costs: Mapping[str, float]) -> list[Problem]:
+    """What the run says or costs otherwise than the budget that its holder signed before it began."""
+    found = []
+    for (_, name), budget in history.run_budgets.items():
+        if name != run:
+            continue
+        limit, fixed = float(budget.epsilon or 0), float(budget.delta or 0)
+        if fixed != delta:
+            what = f"fixes the run's budget at δ = {fixed:g}, the run is told to be priced at δ = {delta:g}"
+            found.append(Problem(budget.sequence, what))
+        elif costs.get("PLD", 0.0) > limit:
+            what = f"allows the run ε = {limit:g}, its releases cost {costs['PLD']:.4f}"
+            found.append(Problem(budget.sequence, what))
+    return found
 
 
 def _price(

@@ -204,3 +204,36 @@ def test_importing_dp_loads_neither_frameworks_nor_accountants() -> None:
     root = Path(dp.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(50.0, 1000), (5.0, 10), (300.0, 100_000)])
+@pytest.mark.parametrize("delta", [1e-9, 1e-11, 1e-12, 1e-13, 1e-14, 1e-16])
+def test_rounding_in_the_library_never_makes_a_small_delta_cheaper(
+    noise: float, steps: int, delta: float
+) -> None:
+    # A rate this close to 1 is composed numerically, and costs what the closed form says to many digits.
+    exact = exact_gaussian(noise / math.sqrt(steps), delta)
+    sampled = Repeated(Poisson(1 - 1e-12, Gaussian(noise)), steps)
+    assert epsilon(sampled, delta) >= exact * (1 - 1e-9)
+    assert epsilon(sampled, delta) <= epsilon(sampled, delta, by="RDP")
+    assert epsilon(Repeated(Gaussian(noise), steps), delta) >= exact * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(1e-3, 20.0), (1e-4, 5.0)])
+def test_a_million_tiny_steps_cost_what_the_other_accountants_say(rate: float, noise: float) -> None:
+    plan = Repeated(Poisson(rate, Gaussian(noise)), 1_000_000)
+    pld, rdp, prv = (epsilon(plan, 1e-6, by=by) for by in ("PLD", "RDP", "PRV"))
+    assert pld <= rdp
+    assert abs(prv - pld) <= 0.01 * pld + 0.011
+    # Below the other upper bound is no proof of an upper bound: PRV's lower end is.
+    assert pld >= prv - 0.011
+
+
+def test_odd_parameters_are_answered() -> None:
+    spent = Repeated(Gaussian(0.3), 20)
+    assert 100 < epsilon(spent, 1e-5) <= epsilon(spent, 1e-5, by="RDP")
+    assert epsilon(Gaussian(1e200), 1e-5) < 1e-3
+    assert 0 <= epsilon(Poisson(1e-12, Gaussian(0.5)), 1e-5) < 1e-3
+    assert epsilon(Repeated(Poisson(0.1, Gaussian(1.0)), 10), 0.9, by="PRV") == 0
+    many = Repeated(Poisson(0.5, Gaussian(1e4)), 2**26)
+    assert epsilon(many, 1e-6) <= epsilon(many, 1e-6, by="RDP")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp.audit import LedgerAudit, Problem, audit_ledger, check_export
-from dp.events import Gaussian, Neighboring, Poisson, Repeated
+from dp.events import Gaussian, Neighboring, Poisson, Repeated, Unpriced
 from dp.ledger import Ledger, LedgerKey
 from dp.records import Export, Record, hash_body
 
@@ -142,6 +142,46 @@ def test_a_run_without_noise_costs_infinity(tmp_path, audit):
         ledger.export(tmp_path / "e.json")
     found = audit(tmp_path / "e.json", public_key=key.public_key, recorded=[])
     assert found.epsilon == {"PLD": float("inf"), "RDP": float("inf"), "PRV": float("inf")}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_release_without_a_price_is_a_problem_and_no_crash(tmp_path, audit, told):
+    with Ledger.open(tmp_path / "l", key := LedgerKey.generate()) as ledger:
+        release = ledger.reserve("icu", Unpriced("added by a module"), run="r1")
+        ledger.commit(release)
+        ledger.export(tmp_path / "e.json")
+    releases = [recorded(release, steps=1)] if told else []
+    found = audit(tmp_path / "e.json", public_key=key.public_key, recorded=releases)
+    assert not found.ok
+    assert found.events == 1
+    assert found.epsilon == {}
+    assert any("cannot be priced by PLD" in problem.what for problem in found.problems)
+
+
+def test_a_void_reservation_is_told(honest, audit):
+    found = audit(honest[0])
+    assert found.ok
+    assert any("Record 9" in note and "made void" in note for note in found.notes), found.notes
+    # What another run made void is not this run's.
+    assert not any("void" in note for note in audit(honest[0], run="r2", recorded=[]).notes)
+
+
+def test_a_run_told_to_be_priced_at_another_delta_than_its_signed_budget_is_named(honest, audit):
+    found = audit(honest[0], delta=10 * DELTA)
+    assert [problem.record for problem in found.problems] == [2]
+    assert "δ = 0.001" in found.problems[0].what
+
+
+def test_a_run_beyond_its_signed_budget_is_named(tmp_path, audit):
+    # A holder's own code could reserve past the filter; the budget came after the releases here.
+    with Ledger.open(tmp_path / "l", key := LedgerKey.generate()) as ledger:
+        release = ledger.reserve("icu", EVENT, run="r1")
+        ledger.commit(release)
+        ledger.set_run_budget("icu", run="r1", epsilon=0.1, delta=DELTA)
+        ledger.export(tmp_path / "e.json")
+    found = audit(tmp_path / "e.json", public_key=key.public_key, recorded=[recorded(release)])
+    assert [problem.record for problem in found.problems] == [4]
+    assert "allows the run ε = 0.1" in found.problems[0].what
 
 
 # ---- forged: the first bad record is named -----------------------------------------------------------------
