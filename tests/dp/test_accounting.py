@@ -219,9 +219,8 @@ def test_rounding_in_the_library_never_makes_a_small_delta_cheaper(
     assert epsilon(Repeated(Gaussian(noise), steps), delta) >= exact * (1 - 1e-9)
 
 
-@pytest.mark.parametrize(("rate", "noise"), [(1e-3, 20.0), (1e-4, 5.0)])
-def test_a_million_tiny_steps_cost_what_the_other_accountants_say(rate: float, noise: float) -> None:
-    plan = Repeated(Poisson(rate, Gaussian(noise)), 1_000_000)
+def test_a_million_tiny_steps_cost_what_the_other_accountants_say() -> None:
+    plan = Repeated(Poisson(1e-4, Gaussian(5.0)), 1_000_000)
     pld, rdp, prv = (epsilon(plan, 1e-6, by=by) for by in ("PLD", "RDP", "PRV"))
     assert pld <= rdp
     assert abs(prv - pld) <= 0.01 * pld + 0.011

@@ -13,6 +13,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp import accounting
 from dp.accounting import epsilon
 from dp.errors import LedgerError, PrivacyBudgetExceeded, PrivacyParameterError, UnsupportedEvent
 from dp.events import Gaussian, Neighboring, Poisson, Repeated, Unpriced
@@ -537,3 +538,19 @@ def test_records_are_read_in_canonical_form_only(ledger, tmp_path):
 def test_a_fork_of_the_parent_does_not_close_its_file(ledger):
     _close(ledger._file._connection, os.getpid() + 1)
     ledger.reserve("icu", EVENT, run="r1")
+
+
+def test_a_round_far_from_its_budget_is_not_priced_by_the_slow_accountant(ledger, monkeypatch):
+    ledger.set_run_budget("icu", run="r1", epsilon=8.0, delta=1e-5)
+    priced = []
+    slow = accounting._pld_epsilon
+    monkeypatch.setattr(accounting, "_pld_epsilon", lambda *args: priced.append(args) or slow(*args))
+    for _ in range(20):
+        ledger.commit(ledger.reserve("icu", Poisson(0.013, Gaussian(1.3)), run="r1"))
+    assert not priced
+    # Where the fast one says no, the tight one decides.
+    noise = next(z / 1000 for z in range(1000, 0, -1) if epsilon(Gaussian(z / 1000), 1e-5, by="RDP") > 7.5)
+    ledger.set_run_budget("icu", run="r2", epsilon=7.5, delta=1e-5)
+    ledger.reserve("icu", Gaussian(noise), run="r2")
+    assert priced
+    assert epsilon(Gaussian(noise), 1e-5) <= 7.5
