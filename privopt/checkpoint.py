@@ -106,6 +106,8 @@ def load_state(data: bytes) -> dict[str, Any]:
         if found["format"] != _FORMAT:
             raise ValueError(f"format {found['format']!r}")
         state: dict[str, Any] = _decode(found["tree"], "", tensors)
+        if not isinstance(state, dict):
+            raise ValueError("no mapping at the top")  # noqa: TRY004 - bytes of the wrong kind, as above
     except _UNREADABLE as error:
         raise ValueError(
             f"Expected a state in the format {_FORMAT}, got bytes that are none ({error})."

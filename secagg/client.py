@@ -195,13 +195,14 @@ class Client(Secret):
 
         Raises:
             MessageError: If the bytes are malformed, or no offer of this server's.
-            SchemaError: If the offer is for another schema.
+            SchemaError: If the offer is for another schema, or for more clients than its lanes can hold.
             PolicyError: If it is weaker than this client's policy.
         """
         opened = open_sealed(offer, (Offer,), {"": self._roster.server}, self._largest_message())
         assert isinstance(opened.message, Offer)  # noqa: S101  # our invariant: the one kind asked for
-        self._verified_schema(opened.message)
+        schema = self._verified_schema(opened.message)
         self._policy.verify_offer(opened.message)
+        Encoding(schema, opened.message.capacity)
         return opened.message.session, opened.message.round
 
     def _largest_message(self) -> int:

@@ -251,11 +251,13 @@ class Server:
         self._phase = ServerPhase.ADVERTS
         return sealed
 
-    def receive(self, message: bytes) -> str:
+    def receive(self, message: bytes, *, sender: str | None = None) -> str:
         """Take one message of a client.
 
         Args:
             message: Bytes as they came.
+            sender: Who delivered it, where the transport knows; a message that another client signed is
+                refused then. None takes it from anybody.
 
         Returns:
             Id of the client that sent it.
@@ -272,6 +274,12 @@ class Server:
         opened = open_sealed(message, kinds, self._roster.clients, longest)
         header = opened.message
         name = header.sender
+        if sender is not None and name != sender:
+            raise MessageError(
+                f"Refused a message that {sender!r} delivered: expected its own signature, got that of "
+                f"{name!r}.",
+                name,
+            )
         if (header.session, header.round) != (self._session, state.number):
             raise MessageError(
                 f"Refused a message of {name!r} for round {header.round}: round {state.number} is open.", name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from .problem import Problem
 from .schema import round_schema
 
 __all__ = ["Client"]
+
+LOSS_CHUNK = 1024
 
 
 class Client:
@@ -146,15 +148,11 @@ class Client:
         if (self._masks is None) != (message.offer is None):
             given = "no offer of masks" if message.offer is None else "an offer of masks"
             raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
-        weights = load_state(message.weights)["weights"]
-        if not isinstance(weights, Vector):
-            raise ValueError(  # noqa: TRY004 - bytes of the wrong kind are a wrong value
-                "Expected the model's weights in a round's first message, got something else."
-            )
-        aux = _read_aux(load_state(message.aux))
-        self._settle(message.accepted.get(self.id, 0))
+        weights, aux = self._read(message)
         # Before anything is spent: what the round asks for is checked, and it can never be asked again.
-        acceptable = self._open(message)
+        acceptable, secure = self._open(message, weights)
+        self._secure = secure
+        self._settle(message.accepted.get(self.id, 0))
         self._sessions[session] = message.round
         self._write()
         if not acceptable:
@@ -169,14 +167,28 @@ class Client:
             return self._sealed(Clear(message.round, state, self._releases(message), self._epsilon()))
         return self._advertise(message, values)
 
-    def _open(self, message: Begin) -> bool:
-        """Whether the round is one that this client takes part in."""
-        self._secure = None
-        if message.steps != self._steps:
-            return False
+    def _read(self, message: Begin) -> tuple[Vector, dict[str, AuxVar]]:
+        """The model and the server's auxiliary variables; ValueError if they are not for this client."""
+        weights = load_state(message.weights).get("weights")
+        if not isinstance(weights, Vector):
+            raise ValueError(  # noqa: TRY004 - bytes of the wrong kind are a wrong value
+                "Expected the model's weights in a round's first message, got something else."
+            )
+        aux = _read_aux(load_state(message.aux))
+        owners = {module.aux_name for module in self.optimizer.modules}
+        if unknown := sorted(aux.keys() - owners):
+            raise ValueError(f"Expected auxiliary variables of this client's modules, got also {unknown}.")
+        like = self.problem.weights
+        return weights.to(like), {name: _placed(value, like) for name, value in aux.items()}
+
+    def _open(self, message: Begin, weights: Vector) -> tuple[bool, secagg.Client | None]:
+        """Whether the round is one that this client takes part in, and its masks."""
+        # Noise on the gradients of a model that has diverged would be spent for nothing.
+        if message.steps != self._steps or not np.all(np.isfinite(weights.flatten())):
+            return False, None
         if message.offer is None or self._masks is None:
-            return True
-        self._secure = secagg.Client(
+            return True, None
+        secure = secagg.Client(
             self._identity,
             self._roster,
             self.schema,
@@ -185,12 +197,12 @@ class Client:
             rounding=self._rounding,
         )
         try:
-            offered = self._secure.verify(message.offer)
+            offered = secure.verify(message.offer)
         except (secagg.PolicyError, secagg.SchemaError):
-            return False
+            return False, None
         if offered != (message.session, message.round):
             raise ValueError(f"Expected the offer of round {message.round}, got another round's.")
-        return True
+        return True, secure
 
     def _settle(self, accepted: int) -> None:
         """Put the optimizer where the last round that counted left it."""
@@ -203,8 +215,10 @@ class Client:
         problem, optimizer = self.problem, self.optimizer
         problem.weights.assign(weights)
         start = problem.weights.copy()
-        like = problem.weights
-        optimizer.process_aux_var({name: _placed(value, like) for name, value in aux.items()})
+        try:
+            optimizer.process_aux_var(aux)
+        except TypeError as error:  # not what this module's counterpart sends
+            raise ValueError(f"Round {message.round}: {error}") from error
         optimizer.start_round()
         losses: list[float] = []
         if self.privacy is None:
@@ -215,6 +229,9 @@ class Client:
                 optimizer.step(gradient, problem.weights)
         else:
             reservation = self.privacy.reserve(message.steps)
+            if "metrics.loss" in self.schema:
+                # Disclosed as it is, without noise: over all samples, so that it says nothing of batches.
+                losses.append(self._loss())
             for step in range(message.steps):
                 noised = problem.noised_gradient(self.privacy.draw(reservation, step))
                 optimizer.step(noised, problem.weights)
@@ -242,6 +259,12 @@ class Client:
             "sessions": self._sessions,
         }
         self.home.write_state(self.run, state)
+
+    def _loss(self) -> float:
+        """Mean loss over all samples at the present weights, in parts that fit in memory."""
+        n = self.problem.num_samples
+        parts = [np.arange(low, min(low + LOSS_CHUNK, n)) for low in range(0, n, LOSS_CHUNK)]
+        return math.fsum(self.problem.gradient(part)[1] * len(part) for part in parts) / max(1, n)
 
     def _batch(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         included = generator.random(self.problem.num_samples) < self._sample_rate
@@ -271,7 +294,7 @@ class Client:
         self._secure = None
         return self._sealed(Submit(message.round, secure.submit()))
 
-    def _stopped(self, message: Begin, reason: str) -> bytes:
+    def _stopped(self, message: Begin, reason: Literal["budget", "refused"]) -> bytes:
         return self._sealed(Stopped(message.round, reason, self._releases(message), self._epsilon()))
 
     def _releases(self, message: Begin) -> list[Release]:
@@ -301,6 +324,8 @@ def _read_aux(state: Mapping[str, Any]) -> dict[str, AuxVar]:
         for name, (kind, fields) in state.items():
             cls: type[AuxVar] = AUX_VARS.find(kind)
             found[name] = cls(**fields)
+            if not all(isinstance(getattr(found[name], field), Vector) for field in cls._vectors):
+                raise ValueError(f"Expected arrays like the model in {name!r}.")
     except TypeError as error:
         raise ValueError("Expected the server's auxiliary variables, got something else.") from error
     return found

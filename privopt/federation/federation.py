@@ -103,10 +103,16 @@ class Federation:
         for client in clients.values():
             try:
                 answer = self._transport(client, message)
-                if answer is not None:
-                    self.server.receive(answer)
             except CLIENT_FAILURES:
                 # The server learns only that no answer came; the report says "failed".
+                continue
+            if answer is None:
+                continue
+            try:
+                self.server.receive(answer)
+            except (ValueError, secagg.SecAggError):
+                # Damaged or forged on its way, or not what the round expects: no answer came. (A fault of
+                # the client's own program is another matter, and is raised above.)
                 continue
 
 

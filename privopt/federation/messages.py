@@ -6,8 +6,9 @@ inside as opaque bytes; `secagg` signs and checks those by itself.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -19,6 +20,7 @@ MAX_BYTES = 1 << 32
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Blob: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_BYTES)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Real: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e300)]  # no NaN, no infinity: it goes into JSON
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True):
@@ -57,9 +59,9 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event: dict[str, Any]
     steps: Count
     sampler: Name
-    sample_rate: float
-    clip_norm: float
-    noise_multiplier: float
+    sample_rate: Real
+    clip_norm: Real
+    noise_multiplier: Real
     ledger_sequence: Count
 
 
@@ -69,7 +71,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True
     round: Count
     advert: Blob
     releases: list[Release]
-    epsilon: float | None
+    epsilon: Real | None
 
 
 class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True):
@@ -78,7 +80,7 @@ class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True
     round: Count
     values: Blob
     releases: list[Release]
-    epsilon: float | None
+    epsilon: Real | None
 
 
 class Roster(msgspec.Struct, frozen=True, tag="roster", forbid_unknown_fields=True):
@@ -104,9 +106,9 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
     """
 
     round: Count
-    reason: Name
+    reason: Literal["budget", "refused", "failed"]
     releases: list[Release]
-    epsilon: float | None
+    epsilon: Real | None
 
 
 Message: TypeAlias = Begin | Ready | Clear | Roster | Submit | Stopped
@@ -132,7 +134,9 @@ def sealed(message: Message, identity: secagg.Identity, sender: str = "") -> byt
 
 
 def _signed(sender: str, body: bytes) -> bytes:
-    return _DOMAIN + len(sender.encode()).to_bytes(4, "big") + sender.encode() + body
+    # The hash is signed, not the body: Ed25519 reads its input twice, and a model is megabytes long.
+    name = sender.encode()
+    return _DOMAIN + len(name).to_bytes(4, "big") + name + hashlib.sha256(body).digest()
 
 
 def opened(data: bytes, keys: Mapping[str, bytes]) -> tuple[str, Message]:

@@ -7,7 +7,7 @@ client's ledger says it released.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,13 @@ from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
-from .messages import Begin, Clear, Ready, Roster, Stopped, Submit, opened, sealed
+from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
+
+MAX_RECORD_BYTES = 1 << 20
+"""Most bytes of one client's releases in a round's record; one release takes about 200."""
 
 
 @dataclass
@@ -134,7 +137,8 @@ class Server:
         self._masks = masks
         self._session = secrets.token_bytes(16)
         self._secure = self._masked_rounds({})
-        self._clear: dict[str, Clear] = {}
+        self._clear: dict[str, dict[str, Any]] = {}
+        self._answered: set[str] = set()
         self._ready: set[str] = set()
         self._submitted: set[str] = set()
         self._report = RoundReport(0)
@@ -160,7 +164,7 @@ class Server:
         """Open the next round; returns the message for every client."""
         number = self.round + 1
         self._report = RoundReport(number, clients={name: ClientReport() for name in self._roster.clients})
-        self._clear, self._ready, self._submitted = {}, set(), set()
+        self._clear, self._answered, self._ready, self._submitted = {}, set(), set(), set()
         aux = {name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()}
         message = Begin(
             run=self.run,
@@ -186,7 +190,8 @@ class Server:
 
         Raises:
             ValueError: If it is no answer that this round expects.
-            secagg.MessageError: If the masked round refuses what it carries. Nothing changes then.
+            secagg.SecAggError: If the masked round refuses what it carries, or values in clear are not those
+                of the schema. Nothing changes then, nor after any other error.
         """
         client, message = opened(data, self._roster.clients)
         if isinstance(message, Begin | Roster) or message.round != self._report.round:
@@ -194,34 +199,45 @@ class Server:
         if isinstance(message, Submit):
             if self._secure is None or client not in self._ready or client in self._submitted:
                 raise ValueError(f"Expected no masked vector of {client!r} now.")
-            self._verify_sender(client, self._secure.receive(message.masked))
+            self._secure.receive(message.masked, sender=client)
             self._submitted.add(client)
             self._report.clients[client].status = "ok"
         else:
-            if client in self._ready or client in self._clear:
-                raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
-            report = self._report.clients[client]
-            if isinstance(message, Ready):
-                if self._secure is None:
-                    raise ValueError("Expected values in clear in this run, got an advert of a masked round.")
-                self._verify_sender(client, self._secure.receive(message.advert))
-                self._ready.add(client)
-            elif isinstance(message, Clear):
-                if self._secure is not None:
-                    raise ValueError("Expected masked values in this run, got values in clear.")
-                self._clear[client] = message
-                report.status = "ok"
-            elif isinstance(message, Stopped):
-                report.status = {"budget": "stopped"}.get(message.reason, message.reason)
-            report.epsilon = message.epsilon
-            report.releases = [msgspec.to_builtins(release) for release in message.releases]
+            self._take_answer(client, message)
         self._report.bytes_up += len(data)
         return client
 
-    @staticmethod
-    def _verify_sender(claimed: str, signed: str) -> None:
-        if claimed != signed:
-            raise ValueError(f"Expected a message signed by {claimed!r}, got one signed by {signed!r}.")
+    def _take_answer(self, client: str, message: Ready | Clear | Stopped) -> None:
+        """One of these a client and round; all of it is checked before any of it counts."""
+        if client in self._answered:
+            raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
+        releases = _recordable(client, message.releases)
+        status = "failed"  # until its vector is there
+        if isinstance(message, Ready):
+            if self._secure is None:
+                raise ValueError("Expected values in clear in this run, got an advert of a masked round.")
+            self._secure.receive(message.advert, sender=client)
+            self._ready.add(client)
+        elif isinstance(message, Clear):
+            if self._secure is not None:
+                raise ValueError("Expected masked values in this run, got values in clear.")
+            self._clear[client] = self._verified_values(message.values)
+            status = "ok"
+        else:
+            status = "stopped" if message.reason == "budget" else message.reason
+        self._answered.add(client)
+        report = self._report.clients[client]
+        report.status, report.epsilon, report.releases = status, message.epsilon, releases
+
+    def _verified_values(self, data: bytes) -> dict[str, Any]:
+        """Values in clear that a masked vector could carry as well, but for their bounds."""
+        values = load_state(data)
+        declared = self.schema.declared
+        if missing := sorted(declared.keys() - values.keys()):
+            raise ValueError(f"Expected values of the fields {sorted(declared)}, got none of {missing}.")
+        carried = {name: value for name, value in values.items() if name not in declared}
+        secagg.Encoding(self.schema, 1).encode(carried, np.random.default_rng(0))
+        return values
 
     def roster(self) -> bytes | None:
         """Close the adverts; returns the message for every client that is ready, None without masks.
@@ -256,8 +272,10 @@ class Server:
             if not self._clear:
                 raise secagg.CohortError("Expected at least one client's values, got none.")
             survivors = tuple(sorted(self._clear))
-            rows = [load_state(self._clear[name].values) for name in survivors]
-            values = secagg.reduce_clear(self.schema, rows)
+            try:
+                values = secagg.reduce_clear(self.schema, [self._clear[name] for name in survivors])
+            except ValueError as error:  # clients differ where all must be alike
+                raise secagg.RoundAborted(str(error)) from error
         self._step(values)
         for name in survivors:
             self.accepted[name] = report.round
@@ -281,19 +299,28 @@ class Server:
         return self._report
 
     def _step(self, values: Mapping[str, Any]) -> None:
+        if not values["weight"]:
+            raise secagg.RoundAborted("Expected a positive total weight, got 0: nobody has samples.")
+        self._verify_finite(values)
         combined: dict[str, AuxVar] = {}
         for name, cls in self._aux_classes.items():
             prefix = f"{name}."
             fields = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
             combined[name] = cls.from_values(fields, self.weights)
         mean = np.asarray(values["update"])
-        if not np.all(np.isfinite(mean)):
-            raise secagg.RoundAborted("Expected a positive total weight, got 0: nobody has samples.")
         self.optimizer.start_round()
         self.optimizer.process_aux_var(combined)
         # The mean update is the negative of a gradient: rate 1 and no module give plain averaging.
         self.optimizer.step(self.weights.unflatten(-mean), self.weights)
         self.optimizer.end_round(accepted=True)
+
+    def _verify_finite(self, values: Mapping[str, Any]) -> None:
+        """In clear, finite values may add up to none; under masks no lane can."""
+        for name, reduction in self.schema.masked.items():
+            # A mean of an aux-var may be NaN: where its own weights are all zero.
+            checked = name == "update" or reduction.kind == "summed"
+            if checked and not np.all(np.isfinite(values[name])):
+                raise secagg.RoundAborted(f"Expected finite sums, got NaN or infinity in {name!r}.")
 
     # ---- stop and resume ----------------------------------------------------------------------------------
 
@@ -321,3 +348,15 @@ class Server:
 
 def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not name.startswith("_")}
+
+
+def _recordable(client: str, releases: Sequence[Release]) -> list[dict[str, Any]]:
+    """Releases as JSON can hold them: events come as any msgpack value, and end in the run's record."""
+    try:
+        built: list[dict[str, Any]] = [msgspec.to_builtins(release) for release in releases]
+        size = len(msgspec.json.encode(built))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"Expected releases of {client!r} that JSON can hold, got others.") from error
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"Expected releases of {client!r} of at most {MAX_RECORD_BYTES} bytes, got {size}.")
+    return built
