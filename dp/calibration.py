@@ -197,9 +197,18 @@ def _one_digit_below(value: float) -> float:
     return math.floor(value / 10.0**exponent) * 10.0**exponent
 
 
+LEAST_EPSILON = 1e-3
+"""Below it a plan takes PLD minutes to hours to price, and noise hides everything."""
+
+
 def _check_target(target: float, sample_rate: float) -> None:
     if not (target > 0 and math.isfinite(target)):
         raise PrivacyParameterError(f"Expected epsilon > 0 and finite, got epsilon={target}.")
+    if target < LEAST_EPSILON:
+        raise PrivacyParameterError(
+            f"Expected epsilon >= {LEAST_EPSILON:g}, got epsilon={target}: noise would hide everything, and "
+            "the price cannot be computed in reasonable time. Raise epsilon or take fewer steps."
+        )
     if not 0 < sample_rate <= 1:
         raise PrivacyParameterError(f"Expected sample_rate in (0, 1], got sample_rate={sample_rate}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import warnings
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -96,7 +97,14 @@ class Registry:
             from importlib.metadata import entry_points  # 15 ms that `import privopt` need not take
 
             for entry in entry_points(group="privopt.plugins"):
-                entry.load()
+                try:
+                    entry.load()
+                except Exception as error:  # noqa: BLE001 - a foreign package may fail in any way
+                    warnings.warn(
+                        f"plug-ins {entry.name!r} of an installed package ({entry.value}) could not be loaded: "
+                        f"{type(error).__name__}: {error}",
+                        stacklevel=2,
+                    )
 
 
 OPTI_MODULES = Registry("module", "privopt.modules")

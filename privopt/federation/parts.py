@@ -46,7 +46,18 @@ class Parts:
         if config.dp.enabled:
             self._verify_deltas()
         check_plugins(config)
+        self._note_idle_halves()
         self.model()
+
+    def _note_idle_halves(self) -> None:
+        """Say so where the server has its half of a method and the clients lack theirs."""
+        shared = make_optimizer(self.config.client.optimizer).aux_vars()
+        for module in make_optimizer(self.config.server.optimizer).modules:
+            if module.aux_name is not None and module.aux_name not in shared:
+                warnings.warn(
+                    f"server module {module.name!r} does nothing: no client's shares {module.aux_name!r}",
+                    stacklevel=2,
+                )
 
     @functools.cached_property
     def plan(self) -> PrivacyPlan | None:

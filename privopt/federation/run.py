@@ -7,6 +7,7 @@ of ``metrics.jsonl`` first, the server's checkpoint after it, and the clients' s
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -117,6 +118,26 @@ def _new_folder(config: Config) -> Path:
 # ---- a run and its folder --------------------------------------------------------------------------------
 
 
+def _locked(folder: Path) -> IO[str]:
+    """An exclusive lock on a run's folder, released when the process ends in whatever way.
+
+    Raises:
+        RunFolderError: If another process holds it.
+    """
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        from ..report.folder import RunFolderError
+
+        file.close()
+        raise RunFolderError(
+            f"Expected a run that nobody is working on, got {folder}, which another process is training. "
+            "Wait for it to end, or stop it."
+        ) from None
+    return file
+
+
 @dataclass
 class _Evaluated:
     accuracy: float | None
@@ -137,6 +158,7 @@ class _Run:
     ) -> None:
         self.parts = parts
         self.folder = folder
+        self._lock = _locked(folder)
         self.id = run
         self.observer = observer
         self.last: dict[str, Any] = {}
@@ -296,6 +318,10 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         """All rounds that are left, then what the folder ends with."""
+        with self._lock:
+            return self._go()
+
+    def _go(self) -> dict[str, Any]:
         config = self.parts.config
         self.observer.started({**self.facts, "config": json.loads(configs.to_json(config))})
         with self.federation:

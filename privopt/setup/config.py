@@ -167,6 +167,13 @@ def check_plugins(config: Config) -> None:
             raise ConfigError(f"{side}.optimizer: {text}") from error
         optimizers.append(optimizer)
     client, server = optimizers
+    halves = [("client", "server", m) for m in client.modules if m.aux_name and m.aux_var is None]
+    halves += [("server", "client", m) for m in server.modules if m.aux_var is not None]
+    for here, there, module in halves:
+        raise ConfigError(
+            f"Expected {module.name!r} in {there}.optimizer.modules, got it in {here}.optimizer.modules: it "
+            f"is the {there}'s half of a method. Move it."
+        )
     paired = {module.aux_name for module in server.modules}
     for name in client.aux_vars():
         if name not in paired:

@@ -178,6 +178,13 @@ def _check_scores(model: nn.Module, spec: Model, input_shape: tuple[int, ...], c
 
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(f"Expected {spec.name} to return a model with trainable parameters, got none.")
+    buffers = [name for name, _ in model.named_buffers()]
+    if buffers:
+        raise ModelError(
+            f"Expected the model of {spec.name} to have no state but its parameters, since those are "
+            f"summed, got the buffers {', '.join(buffers[:4])}. Layers with running statistics (BatchNorm) mix rows, "
+            "too: replace them by GroupNorm or LayerNorm."
+        )
     training = model.training
     try:
         with torch.no_grad():

@@ -116,3 +116,8 @@ def test_delta_that_is_no_probability_is_refused(delta: float) -> None:
 
 def test_a_step_is_a_poisson_sampled_gaussian() -> None:
     assert step_event(0.2, 1.18) == Poisson(0.2, Gaussian(1.18))
+
+
+def test_an_epsilon_that_cannot_be_priced_in_time_is_refused_at_once() -> None:
+    with pytest.raises(PrivacyParameterError, match="epsilon=1e-06"):
+        dp.noise_multiplier_for(epsilon=1e-6, delta=1e-5, sample_rate=0.2, num_steps=50)

@@ -107,3 +107,14 @@ def test_a_factory_that_does_not_fit_is_told_how(factory, body, says):
 def test_a_missing_module_says_where_it_was_looked_for(factory):
     with pytest.raises(ModelError, match=r"no module named 'absent_xyz'\. It is looked for"):
         build(Model(name="absent_xyz:make"), (4,), 3, seed=0)
+
+
+def test_running_statistics_are_refused_with_the_replacement_named(tmp_path, monkeypatch):
+    (tmp_path / "with_norm.py").write_text(
+        "from torch import nn\n"
+        "def make(input_shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"running_mean.*GroupNorm or LayerNorm"):
+        build(Model(name="with_norm:make"), (4,), 2, 0)

@@ -20,6 +20,7 @@ from privopt.federation.federation import Federation
 from privopt.federation.home import Home
 from privopt.federation.messages import Submit, unverified
 from privopt.federation.parts import Parts
+from privopt.report.folder import RunFolderError
 from privopt.setup import config as configs
 
 SMALL = ["data.clients=5", "rounds=3", "client.effort.steps=2", "twin=false"]
@@ -235,6 +236,7 @@ def test_the_folder_holds_what_the_docs_say_and_no_secret(tmp_path: Path) -> Non
         "config.json",
         "homes",
         "ledgers",
+        "lock",
         "metrics.jsonl",
         "model.safetensors",
         "report.html",
@@ -279,3 +281,36 @@ def test_two_runs_may_share_homes_and_a_folders_name(tmp_path: Path) -> None:
     wanted = config(f'client.home="{tmp_path / "homes" / "{id}"}"', "rounds=1")
     for place in ("a", "b"):
         assert runs.train(wanted, folder=tmp_path / place / "run")["rounds"] == 1
+
+
+def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def transport(client: Client, message: bytes) -> bytes | None:
+        if not seen:
+            with pytest.raises(RunFolderError, match="another process is training") as caught:
+                runs.resume(tmp_path / "run")
+            seen.append(str(caught.value))
+        return client.handle(message)
+
+    runs.train(config("rounds=1", "dp.enabled=false"), folder=tmp_path / "run", transport=transport)
+    assert seen
+    assert runs.resume(tmp_path / "run")["rounds"] == 1, "a finished run may be resumed, and does nothing"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("server.optimizer.modules=[]", "counterpart on the server"),
+        ('server.optimizer.modules=["scaffold-client"]', "is the client's half"),
+        ('client.optimizer.modules=["scaffold-server"]', "is the server's half"),
+    ],
+)
+def test_halves_of_a_method_that_do_not_fit_are_refused(override: str, words: str) -> None:
+    with pytest.raises(configs.ConfigError, match=words):
+        Parts(config(override))
+
+
+def test_a_server_half_without_clients_is_noted() -> None:
+    with pytest.warns(UserWarning, match="'scaffold-server' does nothing"):
+        Parts(config('client.optimizer.modules=["adam"]'))
