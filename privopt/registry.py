@@ -101,7 +101,7 @@ class Registry:
                     entry.load()
                 except Exception as error:  # noqa: BLE001 - a foreign package may fail in any way
                     warnings.warn(
-                        f"plug-ins {entry.name!r} of an installed package ({entry.value}) could not be loaded: "
+                        f"plug-ins {entry.name!r} of a package ({entry.value}) could not be loaded: "
                         f"{type(error).__name__}: {error}",
                         stacklevel=2,
                     )

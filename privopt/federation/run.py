@@ -68,16 +68,17 @@ def train(
     parts = Parts(config)
     _ = parts.plan  # calibrated before anything is written: an epsilon may be out of reach
     path = _new_folder(config) if folder is None else folder
-    try:
-        path.mkdir(parents=True, exist_ok=folder is None)
-        run = _Run(
-            parts, path, f"{path.name}-{secrets.token_hex(4)}", observer or Silent(), source, transport
-        )
-        run.write_facts()
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return run.go()
+    path.mkdir(parents=True)
+    with _locked(path):
+        try:
+            # Homes may outlive folders: the id is unique where a folder's name may come again.
+            name = f"{path.name}-{secrets.token_hex(4)}"
+            run = _Run(parts, path, name, observer or Silent(), source, transport)
+            run.write_facts()
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return run.go()
 
 
 def resume(
@@ -98,12 +99,13 @@ def resume(
         ValueError: If a file in it is damaged.
     """
     path = Path(folder)
-    config = configs.from_json((path / "config.json").read_bytes())
-    facts = json.loads((path / "run.json").read_bytes())
-    run = _Run(Parts(config), path, facts["id"], observer or Silent(), source, transport)
-    run.facts["created"] = facts["created"]
-    run.load()
-    return run.go()
+    with _locked(path):
+        config = configs.from_json((path / "config.json").read_bytes())
+        facts = json.loads((path / "run.json").read_bytes())
+        run = _Run(Parts(config), path, facts["id"], observer or Silent(), source, transport)
+        run.facts["created"] = facts["created"]
+        run.load()
+        return run.go()
 
 
 def _new_folder(config: Config) -> Path:
@@ -158,7 +160,6 @@ class _Run:
     ) -> None:
         self.parts = parts
         self.folder = folder
-        self._lock = _locked(folder)
         self.id = run
         self.observer = observer
         self.last: dict[str, Any] = {}
@@ -318,10 +319,6 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         """All rounds that are left, then what the folder ends with."""
-        with self._lock:
-            return self._go()
-
-    def _go(self) -> dict[str, Any]:
         config = self.parts.config
         self.observer.started({**self.facts, "config": json.loads(configs.to_json(config))})
         with self.federation:

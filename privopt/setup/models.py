@@ -181,9 +181,9 @@ def _check_scores(model: nn.Module, spec: Model, input_shape: tuple[int, ...], c
     buffers = [name for name, _ in model.named_buffers()]
     if buffers:
         raise ModelError(
-            f"Expected the model of {spec.name} to have no state but its parameters, since those are "
-            f"summed, got the buffers {', '.join(buffers[:4])}. Layers with running statistics (BatchNorm) mix rows, "
-            "too: replace them by GroupNorm or LayerNorm."
+            f"Expected the model of {spec.name} to have no state but its parameters, "
+            f"which are summed, got the buffers {', '.join(buffers[:4])}. Layers with running statistics "
+            "(BatchNorm) mix rows, too: replace them by GroupNorm or LayerNorm."
         )
     training = model.training
     try:
