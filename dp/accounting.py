@@ -418,15 +418,43 @@ def _without_log(name: str) -> Iterator[None]:
 # ---- PRV ----------------------------------------------------------------------------------------------
 
 
+_PRV_STEPS = 10_000_000
+_PRV_POINTS = 1 << 24
+_PRV_DELTAS = (1e-15, 0.999)
+"""Beyond these PRV's grid takes minutes and gigabytes, or its floats tell nothing: no price there."""
+
+
 @lru_cache(maxsize=4096)
 def _prv_epsilon(steps: Steps, delta: float) -> float:
+    count = sum(n for _, n in steps)
+    if not _PRV_DELTAS[0] <= delta <= _PRV_DELTAS[1] or count > _PRV_STEPS:
+        raise UnsupportedEvent(
+            f"Expected at most {_PRV_STEPS:.0e} steps and a delta in {list(_PRV_DELTAS)} for PRV, got "
+            f"{count} steps and delta={delta:g}. PLD and RDP price them."
+        )
     with warnings.catch_warnings():
         # Opacus imports torch and jaxtyping, which warn about themselves.
         warnings.simplefilter("ignore")
         from opacus.accountants import PRVAccountant
 
-        accountant = PRVAccountant()
+        accountant = _bounded(PRVAccountant)()
         accountant.history = [(_noise(event), _rate(event), n) for event, n in steps]
         # Its quadrature evaluates log(0) at the edge of the support, and says so.
         with np.errstate(all="ignore"):
             return max(0.0, float(accountant.get_epsilon(delta, eps_error=0.01, delta_error=delta / 1000)))
+
+
+def _bounded(accountant: type[Any]) -> type[Any]:
+    """The accountant, refusing a grid that it could not hold before it makes one."""
+
+    class Bounded(accountant):  # type: ignore[misc]
+        def _get_domain(self, **options: Any) -> Any:
+            domain = super()._get_domain(**options)
+            if domain.size * len(self.history) > _PRV_POINTS:
+                raise UnsupportedEvent(
+                    f"Expected events that PRV prices on {_PRV_POINTS} points, got some that need "
+                    f"{domain.size * len(self.history)}. PLD and RDP price them."
+                )
+            return domain
+
+    return Bounded

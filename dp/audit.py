@@ -283,6 +283,7 @@ def _compare(
     """Every recorded release is a reservation of the run, and every committed one is recorded."""
     problems = []
     seen: set[int] = set()
+    unclipped: list[int] = []
     for position, value in enumerate(recorded, 1):
         try:
             release = msgspec.convert(value, _Recorded)
@@ -303,6 +304,8 @@ def _compare(
                 "word that nothing was drawn."
             )
     for found in counted:
+        if found.clip_norm is None:
+            unclipped.append(found.sequence)
         if found.sequence in seen:
             continue
         if found.sequence in history.committed:
@@ -311,6 +314,9 @@ def _compare(
             notes.append(
                 f"Record {found.sequence} reserved {found.event} and was never committed: counted as spent."
             )
+    if unclipped:
+        what = f"Record {unclipped[0]}" + (f" and {len(unclipped) - 1} more" if unclipped[1:] else "")
+        notes.append(f"{what}: the clip norm is not in the ledger, only in the run's own record.")
     return problems
 
 
@@ -334,6 +340,9 @@ def _differences(history: History, run: str, release: _Recorded, event: Event) -
         f"has sample rate {rate}, the run recorded {release.sample_rate}": rate == release.sample_rate,
         f"has noise multiplier {noise}, the run recorded {release.noise_multiplier}": (
             noise == release.noise_multiplier
+        ),
+        f"was clipped to {found.clip_norm}, the run recorded {release.clip_norm}": (
+            found.clip_norm in (None, release.clip_norm)
         ),
         f"is recorded with a clip norm of {release.clip_norm}, which bounds nothing": (
             release.clip_norm > 0 and math.isfinite(release.clip_norm)
@@ -386,6 +395,9 @@ def _price(
             problems.append(Problem(None, f"cannot be priced: {error}"))
             return {}
         except DPError as error:
+            if by == "PRV" and "PLD" in costs:  # the second opinion has a narrower range
+                notes.append(f"PRV gives no price here: {error}")
+                continue
             problems.append(Problem(None, f"cannot be priced by {by}: {error}"))
         except (ArithmeticError, ValueError, MemoryError, RuntimeError) as error:
             # A price is an accountant's upper bound; one that breaks down on odd parameters gives none.

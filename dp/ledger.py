@@ -144,10 +144,11 @@ class Ledger:
             dataset: Which data.
             epsilon: Largest epsilon of everything reserved so far and from now on, by a Rényi filter.
             delta: At which delta.
-            order: Rényi order of the filter, above 1; for the first call.
+            order: Rényi order of the filter, above 1; for the first call, before anything is reserved.
 
         Raises:
-            PrivacyParameterError: If a value is no budget, or the order is another than it was.
+            PrivacyParameterError: If a value is no budget, the order is another than it was, or one is named
+                after the first reservation.
         """
         _verify_names(dataset=dataset)
         budget = _verify_budget(epsilon, delta)
@@ -157,6 +158,12 @@ class Ledger:
             earlier = self._file.history.budgets.get(dataset)
             fixed = _filter_order(*budget) if earlier is None else float(earlier.order or 0)
             if earlier is None and order is not None:
+                if self._file.history.counted(dataset):
+                    raise PrivacyParameterError(
+                        f"Expected the order of dataset {dataset!r} before its first reservation, got "
+                        f"order={order} after it: an order chosen by what was released proves nothing. "
+                        "Leave it out."
+                    )
                 fixed = float(order)
             if order not in (None, fixed):
                 raise PrivacyParameterError(
@@ -175,6 +182,7 @@ class Ledger:
         run: str,
         unit: str = "sample",
         neighboring: Neighboring = Neighboring.ADD_OR_REMOVE_ONE,
+        clip_norm: float | None = None,
     ) -> Reservation:
         """Count a release, durably, before anything of it is drawn.
 
@@ -184,6 +192,8 @@ class Ledger:
             run: Which run.
             unit: What one unit of privacy is.
             neighboring: Relation; unit and relation of a data set are those of its first reservation.
+            clip_norm: What one sample's gradient is clipped to, for the record: the price is relative to it,
+                so an event does not hold it. Left out of the record where it is None.
 
         Returns:
             The reservation, to be committed once the noise is drawn. Never draw twice under one reservation.
@@ -192,9 +202,12 @@ class Ledger:
             PrivacyBudgetExceeded: If a budget would be passed; nothing is written then.
             UnsupportedEvent: If there is a budget and the event has no price; nothing is written then.
             LedgerError: If the data set was under another unit or relation, or the ledger is damaged.
+            PrivacyParameterError: If `clip_norm` bounds nothing.
             OSError: If it cannot be written.
         """
         _verify_names(dataset=dataset, run=run, unit=unit)
+        if clip_norm is not None and not (clip_norm > 0 and math.isfinite(clip_norm)):
+            raise PrivacyParameterError(f"Expected clip_norm > 0 and finite, got clip_norm={clip_norm}.")
         if not isinstance(event, Event):
             raise TypeError(f"Expected an event of dp.events, got {type(event).__name__}.")
         relation = (unit, str(Neighboring(neighboring)))
@@ -210,6 +223,7 @@ class Ledger:
                 unit=unit,
                 neighboring=relation[1],
                 event=event.to_dict(),
+                clip_norm=None if clip_norm is None else float(clip_norm),
             )
             return self._file.history.reservations[self._file.history.sequence]
 

@@ -48,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         epsilon: Budget.
         delta: Budget.
         order: Rényi order at which a dataset's budget is filtered; fixed by its first record.
+        clip_norm: What one sample's gradient was clipped to; in `reserve`, where its writer said so.
     """
 
     sequence: Sequence
@@ -66,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     epsilon: Annotated[float, msgspec.Meta(gt=0)] | None = None
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     order: Annotated[float, msgspec.Meta(gt=1)] | None = None
+    clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical bytes, which the hash covers: JSON, sorted keys, no spaces, ASCII, shortest floats.
@@ -159,12 +161,14 @@ class Reservation:
         dataset: Which data.
         event: What may be released.
         run: Which run.
+        clip_norm: What one sample's gradient is clipped to; None where it was not written down.
     """
 
     sequence: int
     dataset: str
     event: Event
     run: str
+    clip_norm: float | None = None
 
 
 class History:
@@ -227,6 +231,8 @@ class History:
 
     def _verify_form(self, record: Record) -> None:
         held = {name for name in _OPTIONAL if getattr(record, name) is not None}
+        if record.clip_norm is not None and record.kind != "reserve":
+            held.add("clip_norm")
         if held != _FIELDS[record.kind]:
             wrong = sorted(held ^ _FIELDS[record.kind])
             raise LedgerError(
@@ -269,7 +275,9 @@ class History:
                 f"Record {record.sequence} has another unit or relation than dataset {dataset!r} had before.",
                 record.sequence,
             )
-        self.reservations[record.sequence] = Reservation(record.sequence, dataset, event, str(record.run))
+        self.reservations[record.sequence] = Reservation(
+            record.sequence, dataset, event, str(record.run), record.clip_norm
+        )
 
     def _commit(self, record: Record) -> None:
         self._open(record)

@@ -134,7 +134,10 @@ class Privacy:
         Raises:
             dp.PrivacyBudgetExceeded: If the budget does not allow it; nothing is written then.
         """
-        return self.ledger.reserve(self.dataset, self.plan.event(steps), run=self.run, unit=self.plan.unit)
+        event, clip_norm = self.plan.event(steps), self.plan.clip_norm
+        return self.ledger.reserve(
+            self.dataset, event, run=self.run, unit=self.plan.unit, clip_norm=clip_norm
+        )
 
     def draw(self, reservation: dp.Reservation, step: int) -> Mapping[str, npt.NDArray[np.float64]]:
         """The noised gradient of one step of a reserved round; each step once."""

@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dp_accounting
@@ -236,3 +237,21 @@ def test_odd_parameters_are_answered() -> None:
     assert epsilon(Repeated(Poisson(0.1, Gaussian(1.0)), 10), 0.9, by="PRV") == 0
     many = Repeated(Poisson(0.5, Gaussian(1e4)), 2**26)
     assert epsilon(many, 1e-6) <= epsilon(many, 1e-6, by="RDP")
+
+
+@pytest.mark.parametrize(
+    ("noise", "steps", "delta"),
+    [
+        (20.0, 10_000_001, 1e-5),
+        (1.0, 2**53 - 1, 1e-5),
+        (1.0, 100, 1 - 1e-6),
+        (1.0, 100, 1e-300),
+        (0.5, 9_999_999, 1e-5),  # few enough steps, and a grid of gigabytes
+    ],
+)
+def test_what_prv_could_not_hold_is_refused_at_once(noise: float, steps: int, delta: float) -> None:
+    epsilon(Gaussian(3.0), 1e-5, by="PRV")  # loads it
+    began = time.monotonic()
+    with pytest.raises(UnsupportedEvent, match="PRV"):
+        epsilon(Repeated(Poisson(0.01, Gaussian(noise)), steps), delta, by="PRV")
+    assert time.monotonic() - began < 5

@@ -158,6 +158,37 @@ def test_a_release_without_a_price_is_a_problem_and_no_crash(tmp_path, audit, to
     assert any("cannot be priced by PLD" in problem.what for problem in found.problems)
 
 
+@pytest.mark.parametrize("written", [0.5, 0.7, None])
+def test_the_clip_norm_of_the_ledger_is_the_recorded_one(tmp_path, audit, written):
+    with Ledger.open(tmp_path / "l", key := LedgerKey.generate()) as ledger:
+        release = ledger.reserve("icu", EVENT, run="r1", clip_norm=written)
+        ledger.commit(release)
+        ledger.export(tmp_path / "e.json")
+    found = audit(tmp_path / "e.json", public_key=key.public_key, recorded=[recorded(release)])
+    assert found.ok == (written != 0.7)
+    assert any("clip norm is not in the ledger" in note for note in found.notes) == (written is None)
+    if not found.ok:
+        assert str(found.problems[0]) == "record 2: was clipped to 0.7, the run recorded 0.5"
+
+
+def test_a_clip_norm_in_a_record_that_has_none_is_named(export, audit):
+    export["records"][3]["clip_norm"] = 0.5  # a commit
+    rehash(export, 4)
+    assert audit(export).problems[0].record == 4
+
+
+def test_where_prv_gives_no_price_that_is_noted_and_no_problem(tmp_path, audit):
+    with Ledger.open(tmp_path / "l", key := LedgerKey.generate()) as ledger:
+        release = ledger.reserve("icu", EVENT, run="r1")
+        ledger.commit(release)
+        ledger.export(tmp_path / "e.json")
+    releases = [recorded(release)]
+    found = audit(tmp_path / "e.json", public_key=key.public_key, recorded=releases, delta=1 - 1e-6)
+    assert found.ok
+    assert set(found.epsilon) == {"PLD", "RDP"}
+    assert any("PRV gives no price here" in note for note in found.notes)
+
+
 def test_a_void_reservation_is_told(honest, audit):
     found = audit(honest[0])
     assert found.ok

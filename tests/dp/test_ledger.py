@@ -256,6 +256,25 @@ def test_the_budget_of_a_data_set_is_raised_by_a_new_record_at_the_same_order(le
         ledger.set_budget("lab", epsilon=1.0, delta=1e-5, order=1)
 
 
+def test_the_order_of_a_filter_may_not_be_named_after_the_first_reservation(ledger):
+    ledger.void(ledger.reserve("icu", EVENT, run="r1"))  # nothing was released
+    ledger.set_budget("lab", epsilon=1.0, delta=1e-5, order=7)
+    ledger.reserve("icu", EVENT, run="r1")
+    with pytest.raises(PrivacyParameterError, match="before its first reservation, got order=7"):
+        ledger.set_budget("icu", epsilon=10.0, delta=1e-5, order=7)
+    ledger.set_budget("icu", epsilon=10.0, delta=1e-5)  # its own order, which follows from the budget
+
+
+def test_a_clip_norm_is_kept_in_the_signed_record(ledger, tmp_path):
+    assert ledger.reserve("icu", EVENT, run="r1", clip_norm=0.5).clip_norm == 0.5
+    assert ledger.reserve("icu", EVENT, run="r1").clip_norm is None
+    bodies = [json.loads(row[1]) for row in stored(tmp_path / "ledger.sqlite")]
+    assert [body.get("clip_norm") for body in bodies if body["kind"] == "reserve"] == [0.5, None]
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(PrivacyParameterError, match="clip_norm"):
+            ledger.reserve("icu", EVENT, run="r1", clip_norm=wrong)
+
+
 def test_without_a_budget_everything_is_kept_and_with_one_the_unpriced_is_refused(ledger):
     ledger.reserve("icu", Unpriced("a plot"), run="r1")
     with pytest.raises(UnsupportedEvent):
