@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -28,10 +29,11 @@ import secagg
 
 from ..checkpoint import read_state, write_atomic, write_state
 from ..setup import config as configs
+from ..setup.disclosed import disclosures
 from ..setup.tables import Config
 from .federation import Transport
 from .observer import Observer, Silent
-from .parts import Parts, make_optimizer
+from .parts import Parts
 from .server import RoundReport
 
 __all__ = ["resume", "train"]
@@ -104,6 +106,8 @@ def resume(
         facts = json.loads((path / "run.json").read_bytes())
         run = _Run(Parts(config), path, facts["id"], observer or Silent(), source, transport)
         run.facts["created"] = facts["created"]
+        # The model of an earlier end stays until the next one replaces it.
+        run.facts["model"]["sha256"] = facts["model"].get("sha256")
         run.load()
         return run.go()
 
@@ -180,15 +184,6 @@ class _Run:
         rows = {client.id: len(client.y) for client in parts.data.clients}
         roster = server.roster_keys
         plan = parts.plan
-        disclosed = [f"{name} (disclosed by the config)" for name in config.dp.disclose] if plan else []
-        if plan is not None:
-            disclosed.insert(0, "sample counts (declared public)")
-        for optimizer in (config.client.optimizer, config.server.optimizer):
-            from ..modules import NoiseModule
-
-            for module in make_optimizer(optimizer).modules:
-                if isinstance(module, NoiseModule):
-                    disclosed.append(f"{module.name}: {module.event.reason}")
         return {
             "format": FORMAT,
             "id": self.id,
@@ -219,7 +214,7 @@ class _Run:
                 "planned_steps": plan.num_steps,
             },
             "masks": self._masks_facts(),
-            "disclosed": disclosed,
+            "disclosed": disclosures(config),
             "twin": None,
         }
 
@@ -358,11 +353,13 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         from ..report.page import write_report
 
-        self._write_run()
         weights = self.central.weights.to_numpy()
         # By the model's own names, so that safetensors alone reads it back.
         named = {name: np.asarray(array, order="C") for name, array in weights.coefs.items()}
-        write_atomic(self.folder / "model.safetensors", safetensors.numpy.save(named))
+        model = safetensors.numpy.save(named)
+        write_atomic(self.folder / "model.safetensors", model)
+        self.facts["model"]["sha256"] = hashlib.sha256(model).hexdigest()
+        self._write_run()
         scores = self._evaluate()
         spent = [c["epsilon"] for c in self.last.get("clients", {}).values() if c["epsilon"] is not None]
         outcome = {

@@ -7,6 +7,7 @@ code ran is not something a file can show.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,34 +15,25 @@ from typing import Any
 
 import msgspec
 
+from dp import PrivacyParameterError, PrivacyWarning, check_delta, epsilon
 from dp.audit import CheckedExport, LedgerAudit, audit_ledger, check_export
+from dp.events import Event, Neighboring
 
+from .checks import Fault, run_faults, run_notes
 from .folder import Participant, PrivacyFacts, Release, RunFolder, read_run
 from .text import small, table
 
 __all__ = ["Fault", "RunAudit", "audit_run", "public_key"]
 
-_AGREES = 0.011
-"""Epsilon that two computations of one price may differ by, beside 1 %."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that does not hold.
-
-    Attributes:
-        client: Whose record; None where it is the run's.
-        record: Number of the ledger's record; None where it is not about one.
-        what: In words.
-    """
-
-    client: str | None
-    record: int | None
-    what: str
-
-    def __str__(self) -> str:
-        where = [self.client or "the run"] + ([f"record {self.record}"] if self.record is not None else [])
-        return f"{', '.join(where)}: {self.what.rstrip('.')}"
+_AGREES = 1e-6
+"""Part of a price by which two computations of it may differ, on different machines."""
+_LAST_DIGIT = 2e-6
+"""Prices are multiples of 1e-6, rounded up; one more for rounding on its edge."""
+_UNSIGNED = (
+    "Signed are the ledgers alone. run.json, config.json and metrics.jsonl are not: who rewrites all files "
+    "in agreement, ledgers and their keys included, is found only by someone who kept the ledgers' heads or "
+    "knows the keys. Accuracy, loss, row counts and why a round was aborted are the run's own word."
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,8 @@ class RunAudit:
         }
 
     def __str__(self) -> str:
-        return "\n\n".join(filter(None, [self._table(), self._verdict(), *self.notes, self._unpriced()]))
+        parts = [self._table(), self._verdict(), *self.notes, self._unpriced(), _UNSIGNED]
+        return "\n\n".join(filter(None, parts))
 
     def _table(self) -> str:
         columns = ["client", "events", "ε (PLD)", "ε (RDP)", "ε (PRV)", "δ", "chain", "signature"]
@@ -151,9 +144,10 @@ def audit_run(folder: str | Path) -> RunAudit:
         item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in facts.disclosed
     ]
     if facts.dp is None:
-        return RunAudit(facts.id, False, [], list(_run_faults(run)), [], disclosed)
-    audits, faults, notes = [], list(_run_faults(run)), []
+        return RunAudit(facts.id, False, [], list(run_faults(run)), run_notes(run), disclosed)
+    audits, faults, notes = [], list(run_faults(run)), run_notes(run)
     for client in facts.clients:
+        faults += _own_faults(facts.dp, client)
         releases = [release for line in run.rounds for release in line.releases.get(client.id, ())]
         path = run.ledgers.get(client.id)
         if path is None:
@@ -181,7 +175,9 @@ def audit_run(folder: str | Path) -> RunAudit:
         if checked.export is None:
             continue  # what it does not hold follows from its not being one
         faults += _plan_faults(facts.dp, client, releases, found)
-        faults += _price_faults(run, facts.dp, found)
+        faults += _price_faults(facts.dp, found)
+        faults += _told_faults(run, facts.dp, found, checked)
+        faults += _budget_faults(facts.dp, client, facts.id, checked)
         faults += _relation_faults(facts.dp, client, facts.id, checked)
     return RunAudit(facts.id, True, audits, faults, notes, disclosed)
 
@@ -198,33 +194,6 @@ def public_key(text: str | None) -> bytes | None:
 def _finite(value: float) -> float | str:
     # JSON knows no infinity.
     return value if value < float("inf") else "infinity"
-
-
-def _run_faults(run: RunFolder) -> Iterator[Fault]:
-    """What the run's own files say otherwise than each other."""
-    numbers = [line.round for line in run.rounds]
-    if numbers != list(range(1, len(numbers) + 1)):
-        wrong = next(n for n, number in enumerate(numbers, start=1) if n != number)
-        yield Fault(None, None, f"metrics.jsonl tells round {numbers[wrong - 1]} where round {wrong} belongs")
-    known = {client.id for client in run.run.clients}
-    for line in run.rounds:
-        for name in sorted({*line.clients, *line.releases} - known):
-            yield Fault(None, None, f"round {line.round} tells of {name!r}, which run.json does not name")
-    config, plan = run.config.get("dp", {}), run.run.dp
-    if bool(config.get("enabled")) != (plan is not None):
-        yield Fault(None, None, "config.json and run.json differ on whether dp is on")
-    elif plan is not None:
-        sampler = config.get("sampler", {})
-        pairs = {
-            "epsilon": (config.get("epsilon"), plan.epsilon),
-            "delta": (config.get("delta"), plan.delta),
-            "clip_norm": (config.get("clip_norm"), plan.clip_norm),
-            "sample rate": (sampler.get("rate"), plan.sample_rate),
-            "unit": (config.get("unit"), plan.unit),
-        }
-        for name, (asked, planned) in pairs.items():
-            if asked != planned:
-                yield Fault(None, None, f"config.json says {name} {asked}, run.json {planned}")
 
 
 def _plan_faults(
@@ -246,21 +215,80 @@ def _plan_faults(
         yield Fault(client.id, None, what)
 
 
-def _price_faults(run: RunFolder, plan: PrivacyFacts, found: LedgerAudit) -> Iterator[Fault]:
-    """A price above the budget, or other than the run told while it ran."""
+def _price_faults(plan: PrivacyFacts, found: LedgerAudit) -> Iterator[Fault]:
+    """A price above the budget."""
     price = found.epsilon.get("PLD")
-    if price is None:
-        return
-    if not price <= plan.epsilon:
+    if price is not None and not price <= plan.epsilon:
         yield Fault(found.client, None, f"spent ε = {price:.4f}, of at most {plan.epsilon:g}")
-    told = [line.clients[found.client] for line in run.rounds if found.client in line.clients]
-    last = told[-1] if told else None
-    # Only the same number of releases has the same price; the ledger may hold more, which its notes tell.
-    if last is None or last.epsilon is None or last.steps != found.events:
+
+
+def _told_faults(
+    run: RunFolder, plan: PrivacyFacts, found: LedgerAudit, checked: CheckedExport
+) -> Iterator[Fault]:
+    """What each round's line tells of a client otherwise than its releases up to there say."""
+    reservations = checked.history.reservations
+    priced = found.chain and found.signature and found.matches and "PLD" in found.epsilon
+    events: list[Event] = []
+    steps = last = 0
+    relation: str = Neighboring.ADD_OR_REMOVE_ONE
+    for line in run.rounds:
+        where = f"round {line.round} of metrics.jsonl"
+        new = line.releases.get(found.client, [])
+        for release in new:
+            number = release.ledger_sequence or 0
+            if number <= last:
+                yield Fault(found.client, number, f"stands in {where}, after record {last}")
+            last = max(last, number)
+            steps += release.steps
+            if priced:
+                events.append(reservations[number].event)
+                # The ledger's: if the plan has another, that is told by itself, and may have no price.
+                relation = checked.history.relations[reservations[number].dataset][1]
+        said = line.clients.get(found.client)
+        if said is None:
+            continue  # told as a fault of the run
+        if said.status == "ok" and not new:
+            yield Fault(found.client, None, f"{where} has it take part and release nothing")
+        if said.steps != steps:
+            what = f"{where} tells {said.steps} steps, its releases so far are {steps}"
+            yield Fault(found.client, None, what)
+        if said.epsilon is None:
+            if steps:
+                yield Fault(found.client, None, f"{where} tells no ε, and there are {steps} releases so far")
+        elif priced:
+            price = epsilon(events, plan.delta, neighboring=relation)
+            if not abs(said.epsilon - price) <= _AGREES * price + _LAST_DIGIT:
+                what = f"the run told ε = {said.epsilon:.6g}, its releases so far cost {price:.6g} ({where})"
+                yield Fault(found.client, None, what)
+
+
+def _budget_faults(
+    plan: PrivacyFacts, client: Participant, run: str, checked: CheckedExport
+) -> Iterator[Fault]:
+    """Another budget in the plan than the one that the holder signed before the run began."""
+    if client.dataset is None:
+        return  # told by itself
+    budget = checked.history.run_budgets.get((client.dataset, run))
+    if budget is None:
+        yield Fault(client.id, None, f"its ledger fixes no budget of this run on dataset {client.dataset!r}")
+    elif budget.epsilon != plan.epsilon:
+        what = f"fixes the run's budget at ε = {budget.epsilon:g}, run.json says {plan.epsilon:g}"
+        yield Fault(client.id, budget.sequence, what)
+
+
+def _own_faults(plan: PrivacyFacts, client: Participant) -> Iterator[Fault]:
+    """What run.json has to say of a client in a private run."""
+    if client.dataset is None:
+        yield Fault(client.id, None, "run.json names no dataset of it, so its ledger may be about any")
+    if client.rows is None:
+        yield Fault(client.id, None, "run.json names no number of rows, so nothing tells whether δ is small")
         return
-    if abs(last.epsilon - price) > 0.01 * price + _AGREES:
-        what = f"the run told ε = {last.epsilon:.4f}, its ledger's releases cost {price:.4f}"
-        yield Fault(found.client, None, what)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrivacyWarning)  # said when the run began
+            check_delta(plan.delta, client.rows)
+    except PrivacyParameterError as error:
+        yield Fault(client.id, None, f"run.json: {error}")
 
 
 def _relation_faults(

@@ -58,9 +58,10 @@ class ServerKey(msgspec.Struct, frozen=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """How many parameters were trained."""
+    """How many parameters were trained, and the SHA-256 of the file that holds them, once the run ended."""
 
     parameters: int
+    sha256: str | None = None
 
 
 class PrivacyFacts(msgspec.Struct, frozen=True):
@@ -76,6 +77,7 @@ class PrivacyFacts(msgspec.Struct, frozen=True):
     steps: int
     rounds: int
     planned_steps: int
+    num_steps: int | None = None
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -169,6 +171,8 @@ class RunFolder:
         run: ``run.json``.
         rounds: ``metrics.jsonl``, one entry a round, in order.
         ledgers: ``ledgers/<client>.json`` of each client that has one.
+        strays: Names of files in ``ledgers/`` that are no client's.
+        config_text: ``config.json``, to be read strictly.
     """
 
     path: Path
@@ -176,6 +180,8 @@ class RunFolder:
     run: RunFacts
     rounds: list[RoundLine]
     ledgers: dict[str, Path]
+    strays: list[str]
+    config_text: bytes
 
 
 def read_run(folder: str | Path) -> RunFolder:
@@ -205,7 +211,16 @@ def read_run(folder: str | Path) -> RunFolder:
         # An id is another's text: only one that names a file right here is looked for.
         if client.id == Path(client.id).name and (path / "ledgers" / f"{client.id}.json").is_file():
             ledgers[client.id] = path / "ledgers" / f"{client.id}.json"
-    return RunFolder(path, config, run, _read_rounds(path / "metrics.jsonl"), ledgers)
+    rounds = _read_rounds(path / "metrics.jsonl")
+    strays = _strays(path / "ledgers", {file.name for file in ledgers.values()})
+    return RunFolder(path, config, run, rounds, ledgers, strays, _read(path / "config.json"))
+
+
+def _strays(folder: Path, known: set[str]) -> list[str]:
+    """What else lies there; a hidden file is one whose writing was cut short."""
+    if not folder.is_dir():
+        return []
+    return sorted(f.name for f in folder.iterdir() if f.name not in known and not f.name.startswith("."))
 
 
 def _read(path: Path) -> bytes:
