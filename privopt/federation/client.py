@@ -148,6 +148,7 @@ class Client:
         if (self._masks is None) != (message.offer is None):
             given = "no offer of masks" if message.offer is None else "an offer of masks"
             raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
+        self._verify_ledger(message.recorded.get(self.id, 0))
         weights, aux = self._read(message)
         # Before anything is spent: what the round asks for is checked, and it can never be asked again.
         acceptable, secure = self._open(message, weights)
@@ -166,6 +167,17 @@ class Client:
             state = dump_state(values)
             return self._sealed(Clear(message.round, state, self._releases(message), self._epsilon()))
         return self._advertise(message, values)
+
+    def _verify_ledger(self, recorded: int) -> None:
+        """Refuse to go on from a ledger older than what it told the server: it would under-count."""
+        if self.privacy is None or recorded == 0:
+            return
+        known = {release.ledger_sequence for release in self.privacy.releases(recorded - 1)}
+        if recorded not in known:
+            raise ValueError(
+                f"Expected record {recorded} in the ledger of {self.id!r}, which the server was told of, "
+                "got a ledger without it. Bring back the ledger that this run was begun with."
+            )
 
     def _read(self, message: Begin) -> tuple[Vector, dict[str, AuxVar]]:
         """The model and the server's auxiliary variables; ValueError if they are not for this client."""

@@ -99,12 +99,16 @@ def resume(
     Raises:
         FileNotFoundError: If the folder holds no run.
         ValueError: If a file in it is damaged.
+        RunFolderError: If another process works on it, or a participant's keys or ledger are not those that
+            the run began with: a fresh ledger would not know what was spent.
     """
     path = Path(folder)
     with _locked(path):
         config = configs.from_json((path / "config.json").read_bytes())
         facts = json.loads((path / "run.json").read_bytes())
+        _verify_homes(config, path, facts)
         run = _Run(Parts(config), path, facts["id"], observer or Silent(), source, transport)
+        _verify_keys(path, facts, run.facts)
         run.facts["created"] = facts["created"]
         # The model of an earlier end stays until the next one replaces it.
         run.facts["model"]["sha256"] = facts["model"].get("sha256")
@@ -144,6 +148,38 @@ def _locked(folder: Path) -> IO[str]:
     return file
 
 
+def _home(config: Config, folder: Path, client: str) -> Path:
+    homes = config.client.home or str(folder / "homes" / "{id}")
+    return Path(homes.replace("{id}", client))
+
+
+def _verify_homes(config: Config, folder: Path, facts: dict[str, Any]) -> None:
+    """Before anything is made anew: raise RunFolderError if a client's keys or ledger are gone."""
+    for client in facts["clients"]:
+        home = _home(config, folder, client["id"])
+        wanted = ["identity.key", *(["ledger.key", "ledger.sqlite"] if client["ledger_key"] else [])]
+        if missing := [name for name in wanted if not (home / name).exists()]:
+            raise _unfit(folder, client["id"], f"no {' and no '.join(missing)} in {home}")
+
+
+def _verify_keys(folder: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise RunFolderError unless all participants have the keys that the run began with."""
+    if facts["server"] != found["server"]:
+        raise _unfit(folder, "the server", "another key")
+    for client, now in zip(facts["clients"], found["clients"], strict=True):
+        if differing := [name for name in client if client[name] != now[name]]:
+            raise _unfit(folder, client["id"], f"another {' and another '.join(differing)}")
+
+
+def _unfit(folder: Path, who: str, what: str) -> Exception:
+    from ..report.folder import RunFolderError
+
+    return RunFolderError(
+        f"Expected {who} with the keys and the ledger that the run in {folder} began with, got {what}. A "
+        "fresh ledger would not know what was spent: bring the old files back, or start a new run."
+    )
+
+
 @dataclass
 class _Evaluated:
     accuracy: float | None
@@ -168,10 +204,9 @@ class _Run:
         self.observer = observer
         self.last: dict[str, Any] = {}
         config = parts.config
-        homes = config.client.home or str(folder / "homes" / "{id}")
         server_home = Path(config.server.home or folder / "homes" / "server")
         self.federation, self.central = parts.federation(
-            run, lambda name: Path(homes.replace("{id}", name)), server_home, source, transport
+            run, lambda name: _home(config, folder, name), server_home, source, transport
         )
         self.facts = self._facts()
         self.rounds: list[dict[str, Any]] = []
