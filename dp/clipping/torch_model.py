@@ -77,12 +77,19 @@ def per_sample_losses(loss_fn: LossFn | None, outputs: Any, y: torch.Tensor) -> 
     """One loss a sample; cross-entropy where no function is given.
 
     Raises:
-        ValueError: If the function returns another shape, such as a mean.
+        ValueError: If the function returns another shape, such as a mean, or a target is none of the
+            classes that the outputs score; which one, it does not say.
     """
     import torch
 
     if loss_fn is None:
         y = y if y.is_floating_point() else y.long()
+        if not y.is_floating_point() and bool(((y < 0) | (y >= outputs.shape[1])).any()):
+            # torch's own error tells the target, which is a row's.
+            raise ValueError(
+                f"Expected targets from 0 to {outputs.shape[1] - 1}, as the model scores {outputs.shape[1]} "
+                "classes, got one outside. Number the classes from 0, or give the model more scores."
+            )
         return torch.nn.functional.cross_entropy(outputs, y, reduction="none")
     losses = loss_fn(outputs, y)
     if losses.shape != (len(y),):

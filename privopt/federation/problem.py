@@ -55,7 +55,7 @@ class TorchProblem:
 
     Raises:
         ValueError: If the model has buffers (running statistics are not summed under masks) or no
-            trainable parameter, or if x and y differ in length.
+            trainable parameter, if x and y differ in length, or a label is none of the model's classes.
     """
 
     def __init__(self, model: torch.nn.Module, x: Features, y: Labels) -> None:
@@ -78,6 +78,22 @@ class TorchProblem:
             self._parameters[name].data = view
         self.x = torch.from_numpy(np.ascontiguousarray(x))
         self.y = torch.from_numpy(np.ascontiguousarray(y))
+        self._verify_labels()
+
+    def _verify_labels(self) -> None:
+        """Before a round samples them: torch would raise in the middle of one, and tell the label."""
+        import torch
+
+        if len(self.y) == 0:
+            return
+        with torch.no_grad(), torch.random.fork_rng([]):
+            # Zeros, so that nothing here depends on rows; two, for layers that want more than one.
+            classes = self.model(torch.zeros((2, *self.x.shape[1:]), dtype=self.x.dtype)).shape[1]
+        if bool(((self.y < 0) | (self.y >= classes)).any()):
+            raise ValueError(
+                f"Expected labels from 0 to {classes - 1}, as the model scores {classes} classes, got one "
+                "outside. Number the classes from 0 (data.classes lists them), or give the model more scores."
+            )
 
     @property
     def num_samples(self) -> int:
