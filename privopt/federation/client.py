@@ -236,7 +236,7 @@ class Client:
         if self.privacy is None:
             batches = np.random.Generator(np.random.Philox(key=self._key("batches", message.round)))
             for _ in range(message.steps):
-                gradient, loss = problem.gradient(self._batch(batches))
+                gradient, loss = problem.gradient(self._batch(batches), int(batches.integers(2**63)))
                 losses.append(loss)
                 optimizer.step(gradient, problem.weights)
         else:

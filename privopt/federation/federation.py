@@ -88,14 +88,18 @@ class Federation:
         started = time.perf_counter()
         server = self.server
         begin = server.begin()
-        self._ask(self.clients, begin)
         try:
+            self._ask(self.clients, begin)
             roster = server.roster()
             if roster is not None:
                 self._ask({name: self.clients[name] for name in sorted(server.ready)}, roster)
             report = server.finish()
         except secagg.RoundAborted as error:
             report = server.abort(str(error))
+        except BaseException:
+            # An interrupt, or a fault: whoever catches it may go on with the next round.
+            server.abort("stopped")
+            raise
         self.seconds = time.perf_counter() - started
         return report
 

@@ -33,8 +33,11 @@ class Problem(Protocol):
     def num_samples(self) -> int:
         """Number of samples of the client, declared public."""
 
-    def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
-        """Gradient and value of the mean loss over the given samples, at the current weights."""
+    def gradient(self, indices: npt.NDArray[np.int64], seed: int = 0) -> tuple[Vector, float]:
+        """Gradient and value of the mean loss over the given samples, at the current weights.
+
+        What the model draws itself (dropout) follows `seed` alone, so that a round can be done again.
+        """
 
     def private_gradient(self, plan: PrivacyPlan) -> dp.PrivateGradient:
         """What draws this problem's clipped and noised gradients, for a private run."""
@@ -100,14 +103,16 @@ class TorchProblem:
         """Number of samples."""
         return len(self.y)
 
-    def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
+    def gradient(self, indices: npt.NDArray[np.int64], seed: int = 0) -> tuple[Vector, float]:
         """Gradient and value of the mean cross-entropy; zeros for no samples."""
         import torch
 
         if len(indices) == 0:
             return self.weights.full_like(0.0), 0.0
         chosen = torch.from_numpy(indices)
-        loss = torch.nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            loss = torch.nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         return Vector.build(dict(zip(self._parameters, grads, strict=True))), loss.item()
 

@@ -32,7 +32,7 @@ class Quadratic:
     def num_samples(self) -> int:
         return len(self.points)
 
-    def gradient(self, indices: npt.NDArray[np.int64]) -> tuple[Vector, float]:
+    def gradient(self, indices: npt.NDArray[np.int64], seed: int = 0) -> tuple[Vector, float]:
         if len(indices) == 0:
             return self._weights.full_like(0.0), 0.0
         w, b = self._weights.coefs["w"], self._weights.coefs["b"]

@@ -128,6 +128,23 @@ def test_an_aborted_round_leaves_the_clients_as_if_it_had_not_been(tmp_path: Pat
     assert trained.server.weights.equals(absent.server.weights)
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_after_an_interrupt_the_next_round_can_be_run(tmp_path: Path, masks: bool) -> None:
+    stopped: list[str] = []
+
+    def transport(client: Client, message: bytes) -> bytes | None:
+        if client.id == "c3" and not stopped:
+            stopped.append(client.id)
+            raise KeyboardInterrupt
+        return client.handle(message)
+
+    found = federation(tmp_path, masks=masks, transport=transport)
+    with pytest.raises(KeyboardInterrupt):
+        found.run_round()
+    assert [found.run_round().status for _ in range(2)] == ["ok", "ok"]
+    assert found.server.round == 3
+
+
 def _momentum() -> Optimizer:
     return Optimizer(0.05, modules=["scaffold-client", "momentum"])
 
