@@ -46,12 +46,19 @@ class Parts:
         if config.dp.enabled:
             self._verify_deltas()
         check_plugins(config)
-        self._note_idle_halves()
+        self._note_mismatches()
         self.model()
 
-    def _note_idle_halves(self) -> None:
-        """Say so where the server has its half of a method and the clients lack theirs."""
+    def _note_mismatches(self) -> None:
+        """Say so where methods and settings do not go together as one may expect."""
         shared = make_optimizer(self.config.client.optimizer).aux_vars()
+        weighting = self.config.server.weighting
+        if "scaffold" in shared and weighting != "uniform":
+            warnings.warn(
+                "Scaffold's mean control variate counts every client alike, so that training tends to the "
+                f"unweighted optimum whatever server.weighting = {weighting!r} says",
+                stacklevel=2,
+            )
         for module in make_optimizer(self.config.server.optimizer).modules:
             if module.aux_name is not None and module.aux_name not in shared:
                 warnings.warn(

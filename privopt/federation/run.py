@@ -354,6 +354,7 @@ class _Run:
         with self.federation:
             for report in self.federation.run(config.rounds):
                 self.observer.round_done(self._record(report))
+            self._record_unheard()
             self._export_ledgers()
         self._verify_result()
         if config.twin and self.parts.data.built_in and (config.dp.enabled or config.masks.enabled):
@@ -361,6 +362,25 @@ class _Run:
             self.facts["twin"] = {"accuracy": accuracy}
             self.observer.twin_done({"accuracy": accuracy})
         return self._finish()
+
+    def _record_unheard(self) -> None:
+        """Releases whose answer was lost in the last round: no later message tells of them."""
+        if not self.rounds:
+            return
+        line, changed = self.rounds[-1], False
+        for name, client in self.federation.clients.items():
+            if client.privacy is None:
+                continue
+            known = [r["ledger_sequence"] for each in self.rounds for r in each["releases"].get(name, [])]
+            unheard = client.privacy.releases(max(known, default=0))
+            if unheard:
+                line["releases"].setdefault(name, []).extend(map(msgspec.to_builtins, unheard))
+                line["clients"][name]["steps"] += sum(release.steps for release in unheard)
+                line["clients"][name]["epsilon"] = client.privacy.spent()
+                changed = True
+        if changed:
+            lines = b"".join(msgspec.json.encode(each) + b"\n" for each in self.rounds)
+            write_atomic(self.folder / "metrics.jsonl", lines)
 
     def _verify_result(self) -> None:
         """A run without one finished round has no model to keep, and says why."""

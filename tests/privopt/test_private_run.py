@@ -20,6 +20,7 @@ from privopt.federation.federation import Federation
 from privopt.federation.home import Home
 from privopt.federation.messages import Submit, unverified
 from privopt.federation.parts import Parts
+from privopt.report.audit import audit_run
 from privopt.report.folder import RunFolderError
 from privopt.setup import config as configs
 
@@ -314,3 +315,17 @@ def test_halves_of_a_method_that_do_not_fit_are_refused(override: str, words: st
 def test_a_server_half_without_clients_is_noted() -> None:
     with pytest.warns(UserWarning, match="'scaffold-server' does nothing"):
         Parts(config('client.optimizer.modules=["adam"]'))
+
+
+def test_a_release_whose_answer_was_lost_in_the_last_round_is_recorded(tmp_path: Path) -> None:
+    def transport(client: Client, message: bytes) -> bytes | None:
+        answer = client.handle(message)
+        if client.id == "clinic-4" and unverified(message).round == 3:
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    folder = tmp_path / "run"
+    runs.train(config("data.clients=6", "masks.min_clients=5"), folder=folder, transport=transport)
+    assert len(lines(folder)[-1]["releases"]["clinic-4"]) == 1
+    audit = audit_run(folder)
+    assert audit.ok, str(audit)
