@@ -6,6 +6,7 @@ once at every boundary instead of tensor by tensor inside a step.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Block:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Names, shapes and places of the tensors of a model.
 
@@ -145,6 +146,21 @@ class Layout:
                     f"{other.blocks[theirs.block].device}, and the two models mix dtypes differently"
                 )
         return None  # pragma: no cover - unequal tuples differ somewhere
+
+    @functools.cached_property
+    def rows(self) -> Layout:
+        """The same buffers cut finer: one entry per row (first index) of each tensor of two or more axes."""
+        specs: list[TensorSpec] = []
+        for spec in self.tensors:
+            if len(spec.shape) < 2 or spec.size == 0:
+                specs.append(spec)
+                continue
+            size = spec.size // spec.shape[0]
+            specs += [
+                TensorSpec(f"{spec.name}[{i}]", spec.shape[1:], spec.block, spec.offset + i * size)
+                for i in range(spec.shape[0])
+            ]
+        return Layout(tuple(specs), self.blocks)
 
     def to_json(self) -> list[list[Any]]:
         """``[[name, shape, dtype, device], ...]``; `from_json` reads it back."""

@@ -125,9 +125,13 @@ class Optimizer:
             for regularizer in self.regularizers:
                 gradients = regularizer.run(gradients, weights)
             for module in self.modules:
-                gradients = module.run(gradients)
+                extra = (weights,) if module.takes_weights else ()
+                gradients = module.run(gradients, *extra)
             updates = gradients * -self.lrate
-            return updates - weights * self.w_decay if self.w_decay else updates
+            updates = updates - weights * self.w_decay if self.w_decay else updates
+            for module in self.modules:
+                updates = module.finish(updates, weights)
+            return updates
         except BaseException:
             for plugin, attributes in before:
                 plugin.__dict__.clear()

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
@@ -57,6 +58,8 @@ class Plugin:
         if "run" in cls.__dict__:
             # The dataclass decorator below works in place, so the method is found through the class.
             cls.run = _with_state(cls.__dict__["run"])  # type: ignore[attr-defined]  # subclasses' contract
+        if "finish" in cls.__dict__:
+            cls.finish = _with_state(cls.__dict__["finish"])  # type: ignore[attr-defined]  # modules' contract
         if "process_aux_var" in cls.__dict__:
             cls.process_aux_var = _with_state_moved(  # type: ignore[attr-defined]  # modules' contract
                 cls.__dict__["process_aux_var"]
@@ -290,8 +293,13 @@ class OptiModule(Plugin, register=False):
     needs_raw_gradients: ClassVar[bool] = False
     """A module that is wrong on clipped and noised gradients; private runs refuse it."""
 
+    takes_weights: ClassVar[bool] = False
+    """Whether `run` is given the weights: it is declared as ``run(self, gradients, weights)``."""
+
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "run" in cls.__dict__:
+            cls.takes_weights = "weights" in inspect.signature(cls.__dict__["run"]).parameters
         if register:
             OPTI_MODULES.add(cls)
 
@@ -299,9 +307,19 @@ class OptiModule(Plugin, register=False):
     def _kind(cls) -> str:
         return "module"
 
-    def run(self, gradients: Vector) -> Vector:
-        """Return the altered gradients: same layout, only values change."""
+    def run(self, gradients: Vector, *args: Any, **kwargs: Any) -> Vector:
+        """Return the altered gradients: same layout, only values change.
+
+        A module that declares ``run(self, gradients, weights)`` is given the weights too.
+        """
         raise TypeError(f"Expected {type(self).__name__} to define run(self, gradients).")
+
+    def finish(self, updates: Vector, weights: Vector) -> Vector:
+        """Return the altered updates, after learning rate and decay: what will be added to the weights.
+
+        For algorithms that act on the weights that a step arrives at (averaging, look-ahead).
+        """
+        return updates
 
     def on_round_start(self) -> None:
         """Called when a round starts; forgets the state where `round_reset` is set."""

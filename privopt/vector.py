@@ -7,7 +7,7 @@ Vectors, so it is written once and runs on whichever framework holds the arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
@@ -81,6 +81,26 @@ class PerTensor:
 
     def __rtruediv__(self, other: object) -> PerTensor:
         return self._with(np.true_divide, other, swap=True)
+
+    def __pow__(self, other: object) -> PerTensor:
+        return self._with(np.power, other)
+
+    def __rpow__(self, other: object) -> PerTensor:
+        return self._with(np.power, other, swap=True)
+
+    def __neg__(self) -> PerTensor:
+        return PerTensor(self.layout, -self.values)
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "A PerTensor has one number per tensor and no single truth value. Use minimum, maximum or "
+            "where_positive; a hyper-parameter that a branch depends on cannot differ between groups."
+        )
+
+    def sqrt(self) -> PerTensor:
+        """Elementwise square root."""
+        with np.errstate(invalid="ignore"):
+            return PerTensor(self.layout, np.sqrt(self.values))
 
     def minimum(self, other: Scalar | PerTensor) -> PerTensor:
         """Elementwise minimum; NaN stays NaN."""
@@ -200,9 +220,12 @@ class Vector:
         self._verify(other)
         if other._backend is not self._backend:
             other = other.to(self)
-        for target, source in zip(self.buffers, other.buffers, strict=True):
-            self._backend.assign(target, source)
+        self._write(other.buffers)
         return self
+
+    def _write(self, sources: Sequence[Array]) -> None:
+        """Put values into this Vector's memory, or into new buffers where that cannot be written."""
+        self.buffers = tuple(map(self._backend.assign, self.buffers, sources))
 
     def astype(self, dtype: str) -> Vector:
         """The same values with every block in `dtype` (numpy's spelling, such as ``"float64"``)."""
@@ -294,12 +317,13 @@ class Vector:
         return None
 
     def _spread(self, per_tensor: PerTensor, block: int) -> Array:
-        if per_tensor.layout.names != self.layout.names:
+        segments = per_tensor.layout
+        if segments.names not in (self.layout.names, self.layout.rows.names):
             raise ValueError(
                 "Expected a PerTensor of this Vector's layout, got one that names other tensors."
             )
-        kept = [i for i, s in enumerate(self.layout) if s.block == block]
-        sizes = [self.layout.tensors[i].size for i in kept]
+        kept = [i for i, s in enumerate(segments) if s.block == block]
+        sizes = [segments.tensors[i].size for i in kept]
         where = self.layout.blocks[block]
         return self._backend.repeat(per_tensor.values[kept], sizes, where.dtype, where.device)
 
@@ -316,8 +340,7 @@ class Vector:
         result = self._binary(operation, other)
         if result is NotImplemented:
             return cast(Self, NotImplemented)
-        for target, source in zip(self.buffers, result.buffers, strict=True):
-            self._backend.assign(target, source)
+        self._write(result.buffers)
         return self
 
     def _unary(self, operation: str) -> Vector:
@@ -475,6 +498,24 @@ class Vector:
     def norm(self) -> float:
         """L2 norm over all entries together, in float64."""
         return math.sqrt(math.fsum(self._backend.dot(b, b) for b in self.buffers))
+
+    def row_means(self) -> PerTensor:
+        """Mean of each row (first index) of tensors of two or more axes, 0 for the others; in float64.
+
+        The result has one number per row and broadcasts against this Vector.
+        """
+        rows = self.layout.rows
+        values = np.zeros(len(rows))
+        for i, buffer in enumerate(self.buffers):
+            kept = [k for k, s in enumerate(rows) if s.block == i]
+            ones = self._backend.full(
+                self.layout.blocks[i].size, 1.0, self.layout.blocks[i].dtype, self.layout.blocks[i].device
+            )
+            starts = [rows.tensors[k].offset for k in kept]
+            values[kept] = self._backend.segment_dots(buffer, ones, starts)
+        inside = np.array([s.name.endswith("]") and s.name not in self.layout.names for s in rows])
+        sizes = np.array([max(1, s.size) for s in rows])
+        return PerTensor(rows, np.where(inside, values / sizes, 0.0))
 
     def norms(self) -> PerTensor:
         """L2 norm of each tensor, in float64."""

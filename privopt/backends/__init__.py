@@ -45,8 +45,11 @@ class Backend(Protocol):
     def copy(self, buffer: Array) -> Array:
         """A new flat buffer with the same values."""
 
-    def assign(self, target: Array, source: Array) -> None:
-        """Write the source's values into the target's memory."""
+    def assign(self, target: Array, source: Array) -> Array:
+        """Write the source's values into the target's memory and return it.
+
+        A framework whose arrays cannot be written returns a new one, with the target's dtype and device.
+        """
 
     def cast(self, buffer: Array, dtype: str) -> Array:
         """The same values in another dtype."""

@@ -69,8 +69,9 @@ class NumpyBackend:
     def copy(self, buffer: Array) -> Array:
         return buffer.copy()
 
-    def assign(self, target: Array, source: Array) -> None:
+    def assign(self, target: Array, source: Array) -> Array:
         np.copyto(target, source, casting="same_kind")
+        return target
 
     def cast(self, buffer: Array, dtype: str) -> Array:
         return buffer.astype(dtype, copy=False)

@@ -72,8 +72,8 @@ class TorchBackend:
     def copy(self, buffer: Array) -> Array:
         return buffer.clone()
 
-    def assign(self, target: Array, source: Array) -> None:
-        target.copy_(source)
+    def assign(self, target: Array, source: Array) -> Array:
+        return target.copy_(source)
 
     def cast(self, buffer: Array, dtype: str) -> Array:
         return buffer.to(_dtype(dtype))
