@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from .plugin import OptiModule, Regularizer
 
 __all__ = [
+    "AGGREGATORS",
     "AUX_VARS",
     "OPTI_MODULES",
     "REGULARIZERS",
+    "SCHEDULES",
     "Registry",
+    "list_aggregators",
     "list_optim_modules",
     "list_optim_regularizers",
+    "list_rate_schedulers",
 ]
 
 _Kind = TypeVar("_Kind", bound=type)
@@ -109,6 +113,8 @@ class Registry:
 
 OPTI_MODULES = Registry("module", "privopt.modules")
 REGULARIZERS = Registry("regularizer", "privopt.regularizers")
+SCHEDULES = Registry("schedule", "privopt.schedules")
+AGGREGATORS = Registry("aggregator", "privopt.aggregators")
 AUX_VARS = Registry("aux-var", "privopt.modules")
 
 
@@ -120,3 +126,13 @@ def list_optim_modules() -> dict[str, type[OptiModule]]:
 def list_optim_regularizers() -> dict[str, type[Regularizer]]:
     """All regularizers by name, third parties' included."""
     return REGULARIZERS.table()
+
+
+def list_rate_schedulers() -> dict[str, type]:
+    """All learning-rate schedules by name, third parties' included."""
+    return SCHEDULES.table()
+
+
+def list_aggregators() -> dict[str, type]:
+    """All aggregators by name, third parties' included."""
+    return AGGREGATORS.table()
