@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from secagg import Encoding, Schema, summed
 from secagg.masks import Mask, Masks
 
-from .harness import Case, compare
+from .harness import Benchmark, Case, compare
 
 _BLOCK = 1 << 18
 _ZEROS = memoryview(bytes(_BLOCK))
@@ -26,22 +27,25 @@ def raw_keystream(num_bytes: int, keys: int) -> None:
             cipher.update_into(_ZEROS[: min(_BLOCK, num_bytes - start)], out)
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[Benchmark]:
     """Masks of k peers on 40 MB; a whole client of 10 M float32."""
-    words = np.zeros(5_000_000, np.uint64)
     for k in (10, 50):
+        case = f"{k} pair masks on 40 MB"
+        yield Benchmark(case, functools.partial(_masks, case, k))
+    case = "encode and mask 10 M float32, 31 peers"
+    yield Benchmark(case, functools.partial(_client, case, 10_000_000, 31))
 
-        def masked(k: int = k) -> None:
-            Masks([Mask(os.urandom(16), 1 if i % 2 else -1) for i in range(k)]).apply(words)
 
-        yield compare(
-            f"{k} pair masks on {words.nbytes // 10**6} MB",
-            masked,
-            lambda k=k: raw_keystream(words.nbytes, k),  # type: ignore[misc]  # mypy: lambda defaults
-            "raw keystream",
-            runs=5,
-        )
-    size, k = 10_000_000, 31
+def _masks(case: str, k: int) -> Case:
+    words = np.zeros(5_000_000, np.uint64)
+
+    def masked() -> None:
+        Masks([Mask(os.urandom(16), 1 if i % 2 else -1) for i in range(k)]).apply(words)
+
+    return compare(case, masked, lambda: raw_keystream(words.nbytes, k), "raw keystream", runs=5)
+
+
+def _client(case: str, size: int, k: int) -> Case:
     values = {"update": np.random.default_rng(0).standard_normal(size).astype(np.float32)}
     encoding = Encoding(Schema(update=summed(8.0, bits=16, shape=(size,))), k + 1)
 
@@ -49,10 +53,4 @@ def cases() -> Iterator[Case]:
         vector = encoding.encode(values, np.random.Generator(np.random.SFC64(1)))
         Masks([Mask(os.urandom(16), 1 if i % 2 else -1) for i in range(k)]).apply(vector)
 
-    yield compare(
-        f"encode and mask {size // 10**6} M float32, {k} peers",
-        client,
-        lambda: raw_keystream(8 * encoding.words, k),
-        "raw keystream",
-        runs=5,
-    )
+    return compare(case, client, lambda: raw_keystream(8 * encoding.words, k), "raw keystream", runs=5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from privopt.federation.parts import Parts
 from privopt.setup.config import load
 
-from .harness import Case, compare
+from .harness import Benchmark, Case, compare
 
 
 def plain_steps(parts: Parts) -> Callable[[], None]:
@@ -34,20 +35,19 @@ def plain_steps(parts: Parts) -> Callable[[], None]:
     return run
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[Benchmark]:
     """Eight clients, five steps each, linear model on digits."""
     for what, settings in {
         "masks": ["dp.enabled=false"],
         "privacy": ["masks.enabled=false"],
         "privacy and masks": [],
     }.items():
-        parts = Parts(load(None, ["twin=false", "rounds=1000", *settings]))
-        with tempfile.TemporaryDirectory() as name:
-            federation, _ = parts.federation("bench", Path(name).joinpath, Path(name, "server"))
-            yield compare(
-                f"a round, 8 clients, {what}",
-                federation.run_round,
-                plain_steps(parts),
-                "plain step",
-                runs=7,
-            )
+        case = f"a round, 8 clients, {what}"
+        yield Benchmark(case, functools.partial(_round, case, settings))
+
+
+def _round(case: str, settings: Sequence[str]) -> Case:
+    parts = Parts(load(None, ["twin=false", "rounds=1000", *settings]))
+    with tempfile.TemporaryDirectory() as name:
+        federation, _ = parts.federation("bench", Path(name).joinpath, Path(name, "server"))
+        return compare(case, federation.run_round, plain_steps(parts), "plain step", runs=7)
