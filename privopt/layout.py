@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 __all__ = ["Block", "Layout", "TensorSpec"]
 
 
@@ -147,20 +150,47 @@ class Layout:
                 )
         return None  # pragma: no cover - unequal tuples differ somewhere
 
+    def places(self, block: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """Which tensors lie in one block, and where each begins in its buffer."""
+        return self._places[block]
+
+    @functools.cached_property
+    def _places(self) -> list[tuple[npt.NDArray[np.int64], list[int]]]:
+        kept: list[list[int]] = [[] for _ in self.blocks]
+        for index, spec in enumerate(self.tensors):
+            kept[spec.block].append(index)
+        return [(np.array(k, np.int64), [self.tensors[i].offset for i in k]) for k in kept]
+
+    @functools.cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Number of entries of each tensor, in order."""
+        return np.array([spec.size for spec in self.tensors], np.int64)
+
+    @functools.cached_property
+    def is_row(self) -> npt.NDArray[np.bool_]:
+        """Of a layout that `rows` gave: which entries are rows of a tensor."""
+        return np.zeros(len(self.tensors), bool)
+
     @functools.cached_property
     def rows(self) -> Layout:
         """The same buffers cut finer: one entry per row (first index) of each tensor of two or more axes."""
         specs: list[TensorSpec] = []
+        is_row: list[bool] = []
         for spec in self.tensors:
-            if len(spec.shape) < 2 or spec.size == 0:
-                specs.append(spec)
-                continue
-            size = spec.size // spec.shape[0]
-            specs += [
-                TensorSpec(f"{spec.name}[{i}]", spec.shape[1:], spec.block, spec.offset + i * size)
-                for i in range(spec.shape[0])
-            ]
-        return Layout(tuple(specs), self.blocks)
+            cut = len(spec.shape) >= 2 and spec.size > 0
+            size = spec.size // spec.shape[0] if cut else 0
+            specs += (
+                [
+                    TensorSpec(f"{spec.name}[{i}]", spec.shape[1:], spec.block, spec.offset + i * size)
+                    for i in range(spec.shape[0])
+                ]
+                if cut
+                else [spec]
+            )
+            is_row += [True] * spec.shape[0] if cut else [False]
+        found = Layout(tuple(specs), self.blocks)
+        found.__dict__["is_row"] = np.array(is_row, bool)
+        return found
 
     def to_json(self) -> list[list[Any]]:
         """``[[name, shape, dtype, device], ...]``; `from_json` reads it back."""

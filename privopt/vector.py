@@ -322,9 +322,9 @@ class Vector:
             raise ValueError(
                 "Expected a PerTensor of this Vector's layout, got one that names other tensors."
             )
-        kept = [i for i, s in enumerate(segments) if s.block == block]
-        sizes = [segments.tensors[i].size for i in kept]
+        kept, _ = segments.places(block)
         where = self.layout.blocks[block]
+        sizes = segments.sizes[kept].tolist()
         return self._backend.repeat(per_tensor.values[kept], sizes, where.dtype, where.device)
 
     def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
@@ -499,29 +499,28 @@ class Vector:
         """L2 norm over all entries together, in float64."""
         return math.sqrt(math.fsum(self._backend.dot(b, b) for b in self.buffers))
 
+    def norms(self) -> PerTensor:
+        """L2 norm of each tensor, in float64."""
+        return self._per_segment(self, self.layout).sqrt()
+
+    def sums(self) -> PerTensor:
+        """Sum of each tensor's entries, in float64."""
+        return self._per_segment(None, self.layout)
+
     def row_means(self) -> PerTensor:
         """Mean of each row (first index) of tensors of two or more axes, 0 for the others; in float64.
 
         The result has one number per row and broadcasts against this Vector.
         """
         rows = self.layout.rows
-        values = np.zeros(len(rows))
-        for i, buffer in enumerate(self.buffers):
-            kept = [k for k, s in enumerate(rows) if s.block == i]
-            ones = self._backend.full(
-                self.layout.blocks[i].size, 1.0, self.layout.blocks[i].dtype, self.layout.blocks[i].device
-            )
-            starts = [rows.tensors[k].offset for k in kept]
-            values[kept] = self._backend.segment_dots(buffer, ones, starts)
-        inside = np.array([s.name.endswith("]") and s.name not in self.layout.names for s in rows])
-        sizes = np.array([max(1, s.size) for s in rows])
-        return PerTensor(rows, np.where(inside, values / sizes, 0.0))
+        sums = self._per_segment(None, rows)
+        return PerTensor(rows, np.where(rows.is_row, sums.values / np.maximum(rows.sizes, 1), 0.0))
 
-    def norms(self) -> PerTensor:
-        """L2 norm of each tensor, in float64."""
-        values = np.zeros(len(self.layout))
+    def _per_segment(self, other: Vector | None, segments: Layout) -> PerTensor:
+        """Inner products with another Vector (or sums) of each segment."""
+        values = np.zeros(len(segments))
         for i, buffer in enumerate(self.buffers):
-            kept = [k for k, s in enumerate(self.layout) if s.block == i]
-            starts = [self.layout.tensors[k].offset for k in kept]
-            values[kept] = self._backend.segment_dots(buffer, buffer, starts)
-        return PerTensor(self.layout, np.sqrt(values))
+            places, starts = segments.places(i)
+            right = None if other is None else buffer if other is self else other.buffers[i]
+            values[places] = self._backend.segment_dots(buffer, right, starts)
+        return PerTensor(segments, values)

@@ -70,13 +70,15 @@ class Backend(Protocol):
         """Elementwise choice; either choice may be a scalar."""
 
     def sum(self, buffer: Array) -> float:
-        """Sum of all entries, accumulated in float64."""
+        """Sum of all entries, in float64 (on a CPU in the order of `privopt.summation`)."""
 
     def dot(self, left: Array, right: Array) -> float:
-        """Inner product, accumulated in float64."""
+        """Inner product, in float64; complex numbers count as pairs of reals."""
 
-    def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Inner products of the segments that begin at `starts` (the last one ends the buffer)."""
+    def segment_dots(
+        self, left: Array, right: Array | None, starts: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        """`dot` (or `sum`, without `right`) of each segment from `starts`; the last ends the buffer."""
 
     def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         """Each value as often as its segment is long."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import summation
+
 __all__ = ["BACKEND", "NumpyBackend"]
 
 Array = npt.NDArray[Any]
@@ -95,27 +97,15 @@ class NumpyBackend:
         return np.where(condition, np.asarray(left, kind), np.asarray(right, kind))
 
     def sum(self, buffer: Array) -> float:
-        return float(np.sum(buffer, dtype=np.float64))
+        return summation.total(buffer)
 
     def dot(self, left: Array, right: Array) -> float:
-        if left.dtype == np.float64 and right.dtype == np.float64:
-            return float(np.dot(left, right))
-        # In pieces that stay in cache: a float64 copy of a whole float32 model would cost memory.
-        total = 0.0
-        for start in range(0, left.size, 1 << 16):
-            piece = left[start : start + (1 << 16)].astype(np.float64)
-            other = piece if left is right else right[start : start + (1 << 16)].astype(np.float64)
-            total += float(np.dot(piece, other))
-        return total
+        return summation.dot(left, right)
 
-    def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
-        ends = [*starts[1:], left.size]
-        return np.array(
-            [
-                self.dot(left[a:b], left[a:b] if left is right else right[a:b])
-                for a, b in zip(starts, ends, strict=True)
-            ]
-        )
+    def segment_dots(
+        self, left: Array, right: Array | None, starts: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        return summation.segment_dots(left, right, starts)
 
     def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         return np.repeat(values.astype(dtype), sizes)

@@ -10,13 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import summation
+
 __all__ = ["BACKEND", "TorchBackend"]
 
 Array = torch.Tensor
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
     "sqrt": torch.sqrt,
-    "sign": torch.sgn,  # equals sign on reals and is defined on complex numbers
+    # Defined on complex numbers too; a NaN stays one, as in numpy.
+    "sign": lambda x: torch.where(torch.isnan(x), x, torch.sgn(x)),
     "abs": torch.abs,
     "exp": torch.exp,
     "log": torch.log,
@@ -107,27 +110,37 @@ class TorchBackend:
         return torch.where(condition, left, right)
 
     def sum(self, buffer: Array) -> float:
+        if buffer.device.type == "cpu":
+            return summation.total(self.to_numpy(buffer))
         return float(buffer.sum(dtype=torch.float64))
 
     def dot(self, left: Array, right: Array) -> float:
-        if left.dtype == torch.float64 and right.dtype == torch.float64:
-            return float(torch.dot(left, right))
-        total = 0.0
-        # In pieces that stay in cache: a float64 copy of a whole float32 model would cost memory.
-        for start in range(0, left.numel(), 1 << 16):
-            piece = left[start : start + (1 << 16)].double()
-            other = piece if left is right else right[start : start + (1 << 16)].double()
-            total += float(torch.dot(piece, other))
-        return total
+        if left.device.type == "cpu":
+            ours = self.to_numpy(left)
+            return summation.dot(ours, ours if right is left else self.to_numpy(right))
+        return float(self._segment(left, right))
 
-    def segment_dots(self, left: Array, right: Array, starts: Sequence[int]) -> npt.NDArray[np.float64]:
+    def segment_dots(
+        self, left: Array, right: Array | None, starts: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        if left.device.type == "cpu":
+            ours = self.to_numpy(left)
+            theirs = None if right is None else ours if right is left else self.to_numpy(right)
+            return summation.segment_dots(ours, theirs, starts)
         ends = [*starts[1:], left.numel()]
-        return np.array(
-            [
-                self.dot(left[a:b], left[a:b] if left is right else right[a:b])
-                for a, b in zip(starts, ends, strict=True)
-            ]
-        )
+        sums = [
+            self._segment(left[a:b], None if right is None else right[a:b])
+            for a, b in zip(starts, ends, strict=True)
+        ]
+        return torch.stack(sums).cpu().numpy() if sums else np.zeros(0)
+
+    @staticmethod
+    def _segment(left: Array, right: Array | None) -> Array:
+        if right is None:
+            return left.sum(dtype=torch.float64)
+        if left.is_complex():
+            left, right = torch.view_as_real(left), torch.view_as_real(right)
+        return (left.to(torch.float64) * right).sum()
 
     def repeat(self, values: npt.NDArray[np.float64], sizes: Sequence[int], dtype: str, device: str) -> Array:
         each = torch.from_numpy(values).to(device=device, dtype=_dtype(dtype))
