@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from .plugin import OptiModule, Regularizer
+    from .schedules import Schedule
 
 __all__ = [
     "AGGREGATORS",
@@ -128,7 +129,7 @@ def list_optim_regularizers() -> dict[str, type[Regularizer]]:
     return REGULARIZERS.table()
 
 
-def list_rate_schedulers() -> dict[str, type]:
+def list_rate_schedulers() -> dict[str, type[Schedule]]:
     """All learning-rate schedules by name, third parties' included."""
     return SCHEDULES.table()
 
