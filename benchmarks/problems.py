@@ -1,8 +1,4 @@
-"""Models' shapes, and one optimizer step on them by us and by each peer: what `benchmarks.optimizer` times.
-
-A peer is a class with parameters of its own. `load` gives it gradients, `step` makes one step, and
-`weights` reads what the step arrived at, so that every comparison first proves that both sides did the same.
-"""
+"""Models' shapes and values, and the proof that two sides take the same steps: for `benchmarks.optimizer`."""
 
 from __future__ import annotations
 
@@ -11,17 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from privopt import Optimizer, Vector
-
-__all__ = ["SHAPES", "Flat", "Step", "TorchFused", "agree", "resnet18", "tensors"]
+__all__ = ["SHAPES", "TOLERANCE", "Array", "Shape", "Step", "agree", "resnet18", "tensors"]
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.float32]
 
-# The chain of every Adam case: global clipping, Adam, learning rate, decoupled decay, with torch's defaults.
-MAX_NORM, LRATE, BETAS, EPS, DECAY = 1.0, 1e-3, (0.9, 0.999), 1e-8, 1e-2
 TOLERANCE = 1e-4
 """How far the two sides may be apart after three steps, as a share of the largest change of a weight."""
 
@@ -55,7 +46,9 @@ def tensors(shapes: Sequence[Shape], scale: float, seed: int) -> dict[str, Array
 
 
 class Step(Protocol):
-    """One side of a comparison."""
+    """One side of a comparison: ours or a peer, with parameters of its own."""
+
+    name: str
 
     def load(self, gradients: Mapping[str, Array]) -> None:
         """Take the gradients of the next step."""
@@ -65,61 +58,6 @@ class Step(Protocol):
 
     def weights(self) -> Mapping[str, Array]:
         """The weights as they are now."""
-
-
-def adam_chain() -> Optimizer:
-    """Clip, Adam, learning rate, decay: `torch.optim.AdamW` after `clip_grad_norm_`, as privopt has it."""
-    return Optimizer(
-        lrate=LRATE,
-        w_decay=LRATE * DECAY,  # torch multiplies the decay by the rate, we do not
-        modules=[
-            ("l2-global-clipping", {"max_norm": MAX_NORM}),
-            ("adam", {"beta_1": BETAS[0], "beta_2": BETAS[1], "eps": EPS}),
-        ],
-    )
-
-
-class Flat:
-    """Ours, weights and gradients each in one flat buffer of torch."""
-
-    def __init__(self, weights: Mapping[str, Array], optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.params = Vector.build({name: torch.from_numpy(a.copy()) for name, a in weights.items()})
-        self.grads = self.params.full_like(0.0)
-
-    def load(self, gradients: Mapping[str, Array]) -> None:
-        for name, view in self.grads.coefs.items():
-            view.copy_(torch.from_numpy(gradients[name]))
-
-    def step(self) -> None:
-        self.optimizer.step(self.grads, self.params)
-
-    def weights(self) -> dict[str, Array]:
-        return {name: view.numpy() for name, view in self.params.coefs.items()}
-
-
-class TorchFused:
-    """torch's `clip_grad_norm_` and fused AdamW on parameters that each have a `.grad`."""
-
-    name = "torch fused"
-
-    def __init__(self, weights: Mapping[str, Array]) -> None:
-        self.params = {n: torch.nn.Parameter(torch.from_numpy(a.copy())) for n, a in weights.items()}
-        self._list = list(self.params.values())
-        self.optimizer = torch.optim.AdamW(
-            self._list, lr=LRATE, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True
-        )
-
-    def load(self, gradients: Mapping[str, Array]) -> None:
-        for name, param in self.params.items():
-            param.grad = torch.from_numpy(gradients[name].copy())
-
-    def step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self._list, MAX_NORM)
-        self.optimizer.step()
-
-    def weights(self) -> dict[str, Array]:
-        return {name: param.detach().numpy() for name, param in self.params.items()}
 
 
 def agree(ours: Step, peer: Step, shapes: Sequence[Shape], steps: int = 3) -> None:
