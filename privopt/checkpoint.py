@@ -57,11 +57,12 @@ def dump_state(state: Mapping[str, Any]) -> bytes:
 
 def _encode(value: Any, path: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, Vector):
-        for name, array in value.to_numpy().coefs.items():
-            tensors[f"{path}:{name}"] = _storable(array)
+        blocks = value.layout.blocks
+        for spec, array in zip(value.layout, value.to_numpy().coefs.values(), strict=True):
+            tensors[f"{path}:{spec.name}"] = _storable(array, blocks[spec.block].dtype)
         return {"$vector": value.layout.to_json()}
     if isinstance(value, np.ndarray):
-        tensors[path] = _storable(value)
+        tensors[path] = _storable(value, value.dtype.name)
         return {"$array": value.dtype.name}
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -85,11 +86,14 @@ def _below(path: str, key: str) -> str:
     return f"{path}/{urllib.parse.quote(key, safe='')}"
 
 
-def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _storable(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    # The state's own list of dtypes tells what safetensors for numpy has no name for.
     array = np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
-    # safetensors has no complex numbers: pairs of reals, told apart by the layout's dtype.
     if array.dtype.kind == "c":
-        array = np.stack([array.real, array.imag], axis=-1)
+        return np.stack([array.real, array.imag], axis=-1)
+    if dtype == "bfloat16":
+        # The upper half of the float32 that numpy holds it as.
+        return (np.asarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return array
 
 
@@ -142,6 +146,8 @@ def _restored(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
         joined = np.empty(array.shape[:-1], dtype)
         joined.real, joined.imag = array[..., 0], array[..., 1]
         return joined
+    if dtype == "bfloat16" and array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
     return array
 
 

@@ -85,7 +85,13 @@ class Backend(Protocol):
 
 
 # Top-level module of an array's type -> the file of this folder that handles it.
-_FILES = {"numpy": "numpy", "torch": "torch"}
+_FILES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "tensorflow": "tensorflow",
+}
 
 
 def named_backend(name: str) -> Backend:
@@ -93,10 +99,20 @@ def named_backend(name: str) -> Backend:
 
     Raises:
         ValueError: If no file of this folder handles the framework.
+        ModuleNotFoundError: If the framework is not installed; the message says how to.
     """
     if name not in _FILES.values():
         raise ValueError(f"Expected one of the frameworks {sorted(set(_FILES.values()))}, got {name!r}.")
-    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+    try:
+        backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise  # the framework is there, and something that it needs is not
+        raise ModuleNotFoundError(
+            f"Expected {name} to be installed, got an environment without it. "
+            f"Run: pip install privopt[{name}]",
+            name=name,
+        ) from error
     return backend
 
 
@@ -112,6 +128,5 @@ def backend_of(array: object) -> Backend:
             backend = named_backend(name)
             if backend.is_array(array):
                 return backend
-    raise TypeError(
-        f"Expected an array of {' or '.join(sorted(set(_FILES.values())))}, got {type(array).__name__}."
-    )
+    *others, last = sorted(set(_FILES.values()))
+    raise TypeError(f"Expected an array of {', '.join(others)} or {last}, got {type(array).__name__}.")

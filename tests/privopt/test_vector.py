@@ -8,19 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from privopt import Layout, PerTensor, Vector
+from tests.privopt.frameworks import make, values
 
-FRAMEWORKS = ["numpy", "torch"]
 SHAPES = [(), (0,), (3,), (2, 3), (1, 0, 2)]
-
-
-def make(framework: str, arrays: dict[str, np.ndarray]) -> Vector:
-    if framework == "torch":
-        return Vector.build({k: torch.from_numpy(np.array(v)) for k, v in arrays.items()})
-    return Vector.build(arrays)
-
-
-def values(vector: Vector) -> dict[str, np.ndarray]:
-    return {k: np.asarray(v) for k, v in vector.to_numpy().coefs.items()}
 
 
 @st.composite
@@ -37,7 +27,7 @@ def models(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32", "float64")) ->
     }
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 @given(arrays=models(("float32", "float64", "float16")))
 def test_coefs_give_back_what_build_took(framework: str, arrays: dict[str, np.ndarray]) -> None:
     vector = make(framework, arrays)
@@ -65,7 +55,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 @pytest.mark.parametrize("name", list(OPERATIONS))
 @given(arrays=models(("float32", "float64")))
 def test_arithmetic_is_numpys_tensor_by_tensor(
@@ -81,7 +71,7 @@ def test_arithmetic_is_numpys_tensor_by_tensor(
         np.testing.assert_allclose(result[key], expected, rtol=1e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 @given(arrays=models())
 def test_elementwise_functions_are_numpys(framework: str, arrays: dict[str, np.ndarray]) -> None:
     vector = make(framework, arrays)
@@ -98,7 +88,7 @@ def test_elementwise_functions_are_numpys(framework: str, arrays: dict[str, np.n
             assert values(result)[key].dtype == array.dtype
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 @given(arrays=models())
 def test_reductions_are_over_all_tensors_in_float64(framework: str, arrays: dict[str, np.ndarray]) -> None:
     vector = make(framework, arrays)
@@ -111,7 +101,7 @@ def test_reductions_are_over_all_tensors_in_float64(framework: str, arrays: dict
         assert norms[key] == pytest.approx(np.linalg.norm(array.astype(np.float64).ravel()), rel=1e-12)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_a_per_tensor_value_scales_each_tensor(framework: str) -> None:
     vector = make(
         framework, {"a": np.ones((2, 2), np.float32), "b": np.ones(3), "c": np.ones((), np.float32)}
@@ -124,7 +114,7 @@ def test_a_per_tensor_value_scales_each_tensor(framework: str) -> None:
     assert [result[k].dtype.name for k in "abc"] == ["float32", "float64", "float32"]
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_in_place_forms_write_into_the_same_memory(framework: str) -> None:
     vector = make(framework, {"w": np.array([1.0, 2.0])})
     view = vector.coefs["w"]
@@ -189,7 +179,7 @@ def test_wrong_use_says_what_to_do() -> None:
         vector + Vector.build({"w": torch.zeros(2, dtype=torch.float64)})
     with pytest.raises(TypeError, match=r"one framework, got numpy and, for 'b', torch"):
         Vector.build({"a": np.zeros(1), "b": torch.zeros(1)})
-    with pytest.raises(TypeError, match="array of numpy or torch, got list"):
+    with pytest.raises(TypeError, match="array of jax, numpy, tensorflow or torch, got list"):
         Vector.build({"a": [1.0]})
     with pytest.raises(ValueError, match="empty mapping"):
         Vector.build({})
