@@ -174,10 +174,11 @@ exit codes:
     modules = command(
         "modules",
         _modules,
-        "list what can be plugged into an optimizer, with parameters and defaults",
+        "list what can be plugged into an optimizer or a federation, with parameters and defaults",
         """
-        privopt modules
+        privopt modules                                 modules, regularizers, schedules, aggregators
         privopt modules adam                            one of them, in full
+        privopt modules cosine --format json | jq .[0].parameters
         """,
     )
     modules.add_argument("name", nargs="?", help="show only this one")
@@ -311,13 +312,12 @@ def _init(options: argparse.Namespace) -> int:
 def _modules(options: argparse.Namespace) -> int:
     from ..setup.config import ConfigError
     from .console import Console
-    from .listing import described
+    from .listing import described, nearest
 
     plugins = described()
-    if options.name is not None:
-        import difflib
-
-        near = difflib.get_close_matches(options.name, [plugin.name for plugin in plugins], n=2)
+    full = options.name is not None
+    if full:
+        near = nearest(options.name, plugins)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         plugins = [plugin for plugin in plugins if plugin.name == options.name]
         if not plugins:
@@ -329,11 +329,11 @@ def _modules(options: argparse.Namespace) -> int:
         console.say(f"{kind}s")
         for plugin in plugins:
             if plugin.kind == kind:
-                console.say(plugin.text(full=options.name is not None))
+                console.say(plugin.text(full=full))
         console.say("")
-    if options.name is None:
+    if not full:
         console.say('In a configuration: modules = ["name", ["name", {parameter = value}]].')
-    console.give([plugin.to_dict() for plugin in plugins])
+    console.give([plugin.to_dict(full=full) for plugin in plugins])
     return OK
 
 

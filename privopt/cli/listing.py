@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Parameter", "PluginCard", "described"]
+from .. import registry
+
+__all__ = ["Parameter", "PluginCard", "described", "nearest"]
+
+_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class PluginCard:
-    """One module or regularizer.
+    """One module, regularizer, schedule or aggregator.
 
     Attributes:
         name: What a configuration calls it.
-        kind: ``module`` or ``regularizer``.
+        kind: What its table holds: ``module``, ``regularizer``, ``schedule`` or ``aggregator``.
         summary: First line of its docstring.
         parameters: Its hyper-parameters.
         exchanges: Whether it sends auxiliary variables with the update.
@@ -46,31 +52,44 @@ class PluginCard:
 
     def text(self, *, full: bool = False) -> str:
         """For a terminal: name and parameters, then what it does."""
-        head = f"  {self.name}" + (f"  ({', '.join(map(str, self.parameters))})" if self.parameters else "")
-        body = (
-            self.doc
-            if full
-            else self.summary + (" [exchanges auxiliary variables]" if self.exchanges else "")
-        )
-        return f"{head}\n{textwrap.indent(body, '      ')}"
+        marked = "\nExchanges auxiliary variables." if full else " [exchanges auxiliary variables]"
+        body = (self.doc if full else self.summary) + (marked if self.exchanges else "")
+        return f"{self._head()}\n{textwrap.indent(body, '      ')}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+    def _head(self) -> str:
+        if not self.parameters:
+            return f"  {self.name}"
+        # Lines break between parameters, not within them.
+        parameters = ", ".join(str(parameter).replace(" ", "\0") for parameter in self.parameters)
+        head = textwrap.fill(
+            f"{self.name}  ({parameters})",
+            _WIDTH,
+            initial_indent="  ",
+            subsequent_indent=" " * (len(self.name) + 5),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return head.replace("\0", " ")
+
+    def to_dict(self, *, full: bool = False) -> dict[str, Any]:
+        """Ready for JSON; the whole docstring only in full."""
         found = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "doc"
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if full or field.name != "doc"
         }
         return {**found, "parameters": [dataclasses.asdict(parameter) for parameter in self.parameters]}
 
 
 def described() -> list[PluginCard]:
-    """All plug-ins, modules first, each kind by name; those of installed packages included."""
-    from .. import list_optim_modules, list_optim_regularizers
+    """All plug-ins, table by table, each table by name; those of installed packages included."""
+    tables = [registry.OPTI_MODULES, registry.REGULARIZERS, registry.SCHEDULES]
+    return [_card(table.what, name, cls) for table in tables for name, cls in table.table().items()]
 
-    tables: list[tuple[str, dict[str, Any]]] = [
-        ("module", dict(list_optim_modules())),
-        ("regularizer", dict(list_optim_regularizers())),
-    ]
-    return [_card(kind, name, cls) for kind, table in tables for name, cls in sorted(table.items())]
+
+def nearest(name: str, cards: Sequence[PluginCard]) -> list[str]:
+    """The names of any table that look most like `name`, the nearest first."""
+    return difflib.get_close_matches(name, dict.fromkeys(card.name for card in cards), n=3, cutoff=0.5)
 
 
 def _card(kind: str, name: str, cls: Any) -> PluginCard:

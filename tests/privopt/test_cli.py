@@ -103,6 +103,8 @@ def test_help_is_quick_and_loads_no_framework():
         (["train", 'client.optimizer.regularizers=["lasoo"]'], 2, "lasso"),
         (["train", "model.name=resnet"], 2, "linear, mlp, cnn"),
         (["modules", "adan"], 2, "Did you mean adam"),
+        (["modules", "lasoo"], 2, "Did you mean lasso"),
+        (["modules", "cosin"], 2, "Did you mean cosine"),
         (["train", "data.clients=2000"], 3, "2000 clients"),
         (["train", "dp.epsilon=0"], 4, "dp.epsilon = 0"),
         (["train", "dp.epsilon=-2"], 4, "dp.epsilon = -2"),
@@ -240,19 +242,30 @@ def test_init_writes_what_loads_to_the_defaults_and_replaces_only_when_told(caps
 
 
 def test_modules_lists_every_plug_in_with_parameters_and_defaults(capsys):
-    from privopt import list_optim_modules, list_optim_regularizers
+    from privopt import registry
 
     assert main(["modules"]) == 0
     text = capsys.readouterr().out
     assert main(["modules", "--format", "json"]) == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert set(listed) == {*list_optim_modules(), *list_optim_regularizers()}
-    for name, entry in listed.items():
-        assert name in text
+    listed = json.loads(capsys.readouterr().out)
+    tables = [
+        registry.list_optim_modules(),
+        registry.list_optim_regularizers(),
+        registry.list_rate_schedulers(),
+    ]
+    assert [entry["name"] for entry in listed] == [name for table in tables for name in table]
+    assert list(dict.fromkeys(entry["kind"] for entry in listed)) == ["module", "regularizer", "schedule"]
+    for entry in listed:
+        assert f"  {entry['name']}" in text
         assert entry["summary"] in text
-    adam = {parameter["name"]: parameter["default"] for parameter in listed["adam"]["parameters"]}
+        assert "doc" not in entry
+    found = {entry["name"]: entry for entry in listed}
+    adam = {parameter["name"]: parameter["default"] for parameter in found["adam"]["parameters"]}
     assert adam["beta_1"] == 0.9
-    assert listed["scaffold-client"]["exchanges"]
+    assert found["scaffold-client"]["exchanges"]
+    assert not found["adam"]["exchanges"]
+    cosine = {parameter["name"]: parameter["default"] for parameter in found["cosine"]["parameters"]}
+    assert cosine == {"base": 0.001, "by": "step", "duration": 1000, "final": 0.0}
 
 
 def test_modules_shows_one_in_full(capsys):
@@ -260,6 +273,31 @@ def test_modules_shows_one_in_full(capsys):
     text = capsys.readouterr().out
     assert "beta_1: float = 0.9" in text
     assert "scaffold" not in text
+    assert main(["modules", "scaffold-client"]) == 0
+    assert "Exchanges auxiliary variables." in capsys.readouterr().out
+    assert main(["modules", "warmup"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("schedules\n  warmup  (")
+    assert "Where the ramp comes from" in text
+    assert main(["modules", "warmup", "--format", "json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert "Where the ramp comes from" in entry["doc"]
+
+
+def test_modules_breaks_long_lines_between_parameters(capsys):
+    assert main(["modules", "reduce-on-plateau"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\n" + " " * 22 + "threshold: float = 0.0001," in text
+
+
+def test_a_name_that_two_tables_have_is_shown_from_both(capsys, monkeypatch):
+    from privopt.modules import Adam
+    from privopt.registry import SCHEDULES
+
+    monkeypatch.setattr(SCHEDULES, "_classes", {**SCHEDULES.table(), "adam": Adam})
+    assert main(["modules", "adam", "--format", "json"]) == 0
+    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["module", "schedule"]
 
 
 def test_explain_names_every_field_of_the_vector_and_what_masks_hide(capsys):
