@@ -111,7 +111,8 @@ class Schedule(Plugin, register=False):
             rate = self.rate(t)
         except OverflowError:
             rate = math.inf  # how Python tells a power that is too large
-        if not isinstance(rate, SupportsFloat):
+        # Asking for the protocol takes longer than all else here, so floats are let through first.
+        if not isinstance(rate, float | SupportsFloat):
             raise TypeError(f"Expected a number from schedule {self.name!r} at t={t}, got {rate!r}.")
         value = float(rate)
         if not (math.isfinite(value) and value >= 0):

@@ -64,7 +64,7 @@ class InverseScaling(Schedule):
         self._expect(self.power >= 0, "power >= 0", power=self.power)
 
     def rate(self, t: int) -> float:
-        return float(self.base / (1 + t) ** self.power)
+        return float(self.base * (1 + t) ** -self.power)  # a power too large goes to 0, it does not overflow
 
 
 class Linear(Schedule):

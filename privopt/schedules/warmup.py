@@ -62,8 +62,9 @@ class Warmup(Schedule):
         return then.rate(0) * (self.start + (1 - self.start) * ((t + 1) / (self.duration + 1)))
 
     def feed(self, metric: float) -> None:
-        """Hand a metric on once the ramp is over: what follows starts there."""
-        if self._now() >= self.duration:
+        """Hand a metric on, once it is about a step after the ramp: what follows starts there."""
+        last = self.steps_taken - 1 if self.by == "step" else self._now()
+        if max(last, 0) >= self.duration:
             self.then.feed(metric)
 
     # `then` is a plug-in with a config and a state of its own, kept inside these.

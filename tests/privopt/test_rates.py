@@ -125,6 +125,7 @@ def test_exponential_is_torchs(factor: float) -> None:
 def test_inverse_scaling_is_its_closed_form() -> None:
     agree(InverseScaling(0.3, 0.75), [0.3 * math.exp(-0.75 * math.log1p(t)) for t in range(STEPS)])
     agree(InverseScaling(0.3, 0.0), [0.3] * 4)
+    assert rates(InverseScaling(0.3, 900.0), 3)[2] == 0.0
 
 
 @pytest.mark.parametrize(("duration", "final"), [(123, 0.2), (1, 0.5), (STEPS, 0.0)])
@@ -356,8 +357,18 @@ def test_what_follows_a_warm_up_is_fed_once_the_ramp_is_over() -> None:
     for metric in (1.0, 1.0, 1.0, 1.0, 1.0):
         found.append(schedule.advance())
         schedule.feed(metric)
-    # Fed after the second step, the last of the ramp, the metric is already about what follows.
-    assert found == pytest.approx([0.3, 0.6, 0.9, 0.45, 0.225])
+    # The third step is the first of what follows: its metric sets the best, the fourth's is no better.
+    assert found == pytest.approx([0.3, 0.6, 0.9, 0.9, 0.45])
+
+
+def test_by_round_what_follows_a_warm_up_is_fed_from_its_first_round_on() -> None:
+    schedule = Warmup(duration=1, then=ReduceOnPlateau(0.9, factor=0.5, patience=0, by="round"), by="round")
+    found = []
+    for _ in range(4):
+        schedule.on_round_start()
+        found.append(schedule.advance())
+        schedule.feed(1.0)
+    assert found == pytest.approx([0.45, 0.9, 0.9, 0.45])
 
 
 # --- counting -----------------------------------------------------------------------------------------------
