@@ -15,6 +15,7 @@ SUBJECTS = {
     "masking": "pairwise masks and whole-client encoding against the raw keystream of the same bytes",
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",
     "rounds": "a round of a federation with privacy and masks against the plain local steps alone",
+    "train": "the default run as a user starts it, against its limit of a minute",
 }
 
 

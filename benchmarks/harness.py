@@ -6,11 +6,11 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Benchmark", "Case", "Unavailable", "compare"]
+__all__ = ["Benchmark", "Case", "Unavailable", "against_limit", "compare"]
 
 
 class Unavailable(Exception):  # noqa: N818  # a state of the environment, not an error of the benchmark
@@ -107,6 +107,13 @@ def compare(
     a, b = (statistics.median(kept) for kept in times)
     low_a, low_b = (min(kept) for kept in times)
     return Case(case, a, b, name, a / b, low_a, low_b, low_a / low_b, len(times[0]), bar=bar)
+
+
+def against_limit(case: str, values: Sequence[float], limit: float, unit: str) -> Case:
+    """What was measured, with a limit in place of a baseline; the bar is to stay within it."""
+    middle, low = statistics.median(values), min(values)
+    ratio, ratio_min = middle / limit, low / limit
+    return Case(case, middle, limit, "limit", ratio, low, limit, ratio_min, len(values), unit=unit, bar=1.0)
 
 
 def _calls(side: Callable[[], object], shortest: float = 1e-3) -> int:

@@ -11,6 +11,7 @@ import gc
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,29 +23,30 @@ SELF = Path("/proc/self")
 
 
 def peaks(chain: str, size: str, steps: int = 3) -> list[float]:
-    """How far the resident memory rises above its level before, for each of some steps after a warm-up."""
+    """The peak of each of some steps, after a warm-up."""
     torch.set_num_threads(2)
     shapes = SHAPES[size]
     start = tensors(shapes, 0.05, 0)
     if chain == "fedprox scaffold sgd":
-        other = tensors(shapes, 0.05, 1)
-        ours = peers.Flat(start, peers.scaffold_chain(start, other))
+        ours = peers.Flat(start, peers.scaffold_chain(start, tensors(shapes, 0.05, 7)))
     else:
         kind = {"flat": peers.Flat, "packed": peers.Packed}[chain.rpartition(" ")[2]]
         ours = kind(start, peers.adam_chain())
     ours.load(tensors(shapes, 0.1, 1))
     for _ in range(3):
         ours.step()
-    found = []
-    for _ in range(steps):
-        gc.collect()
-        # What was freed goes back to the system, so that a step that takes it again is seen to take it.
-        ctypes.CDLL(None).malloc_trim(0)
-        (SELF / "clear_refs").write_text("5")
-        before = resident("VmRSS")
-        ours.step()
-        found.append((resident("VmHWM") - before) / 1e6)
-    return found
+    return [peak(ours.step) for _ in range(steps)]
+
+
+def peak(step: Callable[[], object]) -> float:
+    """How far the resident memory rises, while `step` runs, above its level before: MB."""
+    gc.collect()
+    # What was freed goes back to the system, so that a step that takes it again is seen to take it.
+    ctypes.CDLL(None).malloc_trim(0)
+    (SELF / "clear_refs").write_text("5")
+    before = resident("VmRSS")
+    step()
+    return (resident("VmHWM") - before) / 1e6
 
 
 def resident(field: str) -> int:

@@ -15,14 +15,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import torch
 
 import privopt
 
 from . import peers
-from .harness import Benchmark, Case, Unavailable, compare
+from .harness import Benchmark, Case, Unavailable, against_limit, compare
 from .problems import SHAPES, Array, Shape, Step, agree, tensors
 
 THREADS = 2
@@ -174,14 +173,10 @@ def _memory() -> Iterator[Benchmark]:
 
 
 def _peak(case: str, chain: str, size: str) -> Case:
-    """The largest and the median of three steps' peaks, in a process of their own."""
+    """The peaks of three steps, in a process of their own."""
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", chain, size], capture_output=True, text=True, check=False
     )
     if told.returncode:
         raise Unavailable(told.stderr.strip().splitlines()[-1] if told.stderr.strip() else "it failed")
-    peaks = sorted(json.loads(told.stdout))
-    middle, lowest = peaks[len(peaks) // 2], peaks[0]
-    ratios = middle / MEMORY_LIMIT, lowest / MEMORY_LIMIT
-    case_ = Case(case, middle, MEMORY_LIMIT, "limit", ratios[0], lowest, MEMORY_LIMIT, ratios[1], len(peaks))
-    return replace(case_, unit="MB", bar=1.0)
+    return against_limit(case, json.loads(told.stdout), MEMORY_LIMIT, "MB")

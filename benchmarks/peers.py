@@ -179,7 +179,7 @@ class TorchForeach(_Torch):
         super().__init__(weights)
         self.reference = [p.detach().clone() for p in self._list]
         self.total = [torch.zeros_like(p) for p in self.reference]
-        self.correction = [torch.from_numpy(control[name] - server[name]) for name in weights]
+        self.correction = [torch.from_numpy(np.asarray(control[name] - server[name])) for name in weights]
 
     @torch.no_grad()
     def step(self) -> None:
