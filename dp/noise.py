@@ -23,7 +23,7 @@ from .errors import PrivacyParameterError
 from .events import Gaussian
 from .random import Stream
 
-__all__ = ["Release", "gaussian", "granularity_for", "release"]
+__all__ = ["Release", "gaussian", "granularity_for", "laplace", "release"]
 
 _BLOCK = 1 << 16
 _LATTICE_SHARE = 2.0**-12
@@ -141,14 +141,48 @@ def gaussian(n: int, std: float, stream: Stream) -> npt.NDArray[np.float64]:
     return values
 
 
+def laplace(n: int, scale: float, stream: Stream) -> npt.NDArray[np.float64]:
+    """Draw `n` Laplace values in plain floating point: density ``exp(-|x| / scale) / (2 scale)``.
+
+    Guarantees:
+        - Every draw uses 64 bits, and 128 where the tail needs them; none is NaN or infinite.
+
+    Args:
+        n: How many.
+        scale: Mean absolute value, finite, at least 0; the standard deviation is ``sqrt(2) * scale``.
+        stream: Randomness.
+
+    Raises:
+        PrivacyParameterError: If `scale` is negative or not finite.
+    """
+    if not (scale >= 0 and math.isfinite(scale)):
+        raise PrivacyParameterError(f"Expected scale >= 0 and finite, got scale={scale}.")
+    values = np.empty(n)
+    for low in range(0, n, _BLOCK):
+        negative, probability = _sign_and_tail(min(_BLOCK, n - low), stream)
+        # The absolute value is beyond x with probability exp(-x).
+        magnitude = -np.log(probability)
+        values[low : low + _BLOCK] = np.where(negative, -magnitude, magnitude)
+    values *= scale
+    return values
+
+
 def _standard_gaussian(n: int, stream: Stream) -> npt.NDArray[np.float64]:
-    """Draw by inverse distribution function: a sign, and the probability of being further out.
+    """Draw by inverse distribution function: a sign, and the probability of being further out."""
+    from scipy.special import ndtri  # loaded when noise is drawn: scipy takes a while
+
+    negative, probability = _sign_and_tail(n, stream)
+    # Half the probability lies on either side, so the quantile is at most 0.
+    magnitude: npt.NDArray[np.float64] = ndtri(probability / 2)
+    return np.where(negative, magnitude, -magnitude)
+
+
+def _sign_and_tail(n: int, stream: Stream) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which draws are negative, and the probability of each of a larger absolute value, in (0, 1].
 
     That probability is k / 2**63 with 63 random bits. Where k needs fewer bits than float64 holds, one draw
     in 1,024, another 64 bits follow k's, so that tail probabilities keep full relative precision.
     """
-    from scipy.special import ndtri  # loaded when noise is drawn: scipy takes a while
-
     words = stream.uint64(n)
     negative = (words & np.uint64(1)).astype(bool)
     tail = words >> np.uint64(1)
@@ -156,6 +190,4 @@ def _standard_gaussian(n: int, stream: Stream) -> npt.NDArray[np.float64]:
     few = np.flatnonzero(tail < np.uint64(2**53))
     further = stream.uint64(few.size)
     probability[few] = tail[few].astype(np.float64) + (further.astype(np.float64) + 0.5) * 2.0**-64
-    # Half the probability lies on either side, so the quantile is at most 0.
-    magnitude: npt.NDArray[np.float64] = ndtri(probability * 2.0**-64)
-    return np.where(negative, magnitude, -magnitude)
+    return negative, probability * 2.0**-63

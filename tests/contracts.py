@@ -25,7 +25,8 @@ def run(plugin: Plugin, grads: Vector, weights: Vector) -> Vector:
     if isinstance(plugin, Regularizer):
         return plugin.run(grads, weights)
     assert isinstance(plugin, OptiModule)
-    return plugin.run(grads)
+    extra = (weights,) if plugin.takes_weights else ()
+    return plugin.finish(plugin.run(grads, *extra), weights)
 
 
 def same_state(left: Any, right: Any) -> bool:

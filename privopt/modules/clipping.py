@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..plugin import OptiModule
 from ..vector import Vector
 
-__all__ = ["L2Clipping", "L2GlobalClipping"]
+__all__ = ["ClipValue", "L2Clipping", "L2GlobalClipping"]
 
 
 class L2Clipping(OptiModule):
@@ -48,3 +48,21 @@ class L2GlobalClipping(OptiModule):
     def run(self, gradients: Vector) -> Vector:
         norm = gradients.norm()
         return gradients * min(1.0, self.max_norm / norm) if norm > 0 else gradients
+
+
+class ClipValue(OptiModule):
+    """Limit each entry to ``[-max_value, max_value]``.
+
+    Args:
+        max_value: Bound on each entry's absolute value, gradient units, > 0.
+    """
+
+    name = "clip-value"
+    max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.max_value > 0, "max_value > 0", max_value=self.max_value)
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients.clip(-self.max_value, self.max_value)

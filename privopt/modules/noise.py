@@ -16,7 +16,7 @@ from dp.random import Source, secure_source
 from ..plugin import OptiModule, state
 from ..vector import Vector
 
-__all__ = ["GaussianNoise", "NoiseModule"]
+__all__ = ["GaussianNoise", "LaplaceNoise", "NoiseModule"]
 
 
 class NoiseModule(OptiModule, register=False):
@@ -73,3 +73,22 @@ class GaussianNoise(NoiseModule):
 
     def draw(self, size: int, stream: Any) -> Any:
         return dp.noise.gaussian(size, self.std, stream)
+
+
+class LaplaceNoise(NoiseModule):
+    """Add independent Laplace noise of a fixed scale to every entry; its standard deviation is 1.414 scale.
+
+    Args:
+        scale: Mean of the noise's absolute value, gradient units, >= 0.
+        source: See `NoiseModule`.
+    """
+
+    name = "laplace-noise"
+    scale: float = 1.0
+
+    def __post_init__(self, source: Source | None = None) -> None:
+        super().__post_init__(source)
+        self._expect(self.scale >= 0, "scale >= 0", scale=self.scale)
+
+    def draw(self, size: int, stream: Any) -> Any:
+        return dp.noise.laplace(size, self.scale, stream)

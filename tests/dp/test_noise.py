@@ -188,3 +188,27 @@ def test_a_sum_beyond_the_lattice_is_clamped_since_refusing_it_would_tell() -> N
     released = dp.release(np.array([1e300, -1e300, 0.0]), 1.0, 1.0, insecure_source(1).stream("x"))
     assert np.isfinite(released.values).all()
     assert released.values[0] > 1e11 > -1e11 > released.values[1]
+
+
+def test_laplace_has_the_distribution_and_the_tests_would_see_a_tenth_more() -> None:
+    x = dp.noise.laplace(100_000, 2.71828, insecure_source(1).stream("noise"))
+    assert_mean(x, 0.0, 2.71828 * math.sqrt(2))
+    assert_mean(np.abs(x), 2.71828, 2.71828)
+    assert_distribution(x, stats.laplace(scale=2.71828).cdf)
+    assert_rejects(assert_distribution, 1.1 * x[:20_000], stats.laplace(scale=2.71828).cdf)
+    assert_uncorrelated(x[:-1], x[1:])
+    assert_uncorrelated(np.abs(x[:-1]), np.abs(x[1:]))
+
+
+@pytest.mark.parametrize("tail", [0, 1, 2**20, 2**52, 2**53 - 1])
+def test_far_tail_draws_of_laplace_keep_full_precision(tail: int) -> None:
+    further = 2**63 + 12345
+    stream = FixedWords([(tail << 1) | 1, further])
+    [value] = dp.noise.laplace(1, 3.0, stream)  # type: ignore[arg-type]
+    assert stream.taken == 2
+    assert value == pytest.approx(-3.0 * math.log(2**127 / (tail * 2**64 + further)), rel=1e-14)
+
+
+def test_laplace_refuses_a_negative_scale() -> None:
+    with pytest.raises(PrivacyParameterError, match=r"scale=-1\.0"):
+        dp.noise.laplace(3, -1.0, insecure_source(1).stream("x"))

@@ -2,40 +2,80 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dp
 from privopt import OptiModule, Vector, list_optim_modules, list_optim_regularizers, state
-from privopt.modules import Adam, AdamModule, GaussianNoise, L2Clipping, L2GlobalClipping, Momentum
+from privopt.modules import (
+    Adam,
+    AdamModule,
+    GaussianNoise,
+    L2Clipping,
+    L2GlobalClipping,
+    LaplaceNoise,
+    Momentum,
+)
 from privopt.regularizers import FedProx, Lasso, Ridge
 from tests import contracts
-from tests.statistical import assert_mean, assert_std
+from tests.statistical import assert_distribution, assert_mean, assert_rejects, assert_std
 
 UNIT = st.floats(0, 0.999)
+POSITIVE = st.floats(1e-3, 10)
+EPS = st.floats(1e-10, 1)
+FLAG = st.booleans()
+MOMENTS = {"beta_1": UNIT, "beta_2": UNIT, "amsgrad": FLAG, "eps": EPS, "round_reset": FLAG}
 CONFIGS = {
-    "momentum": st.fixed_dictionaries(
-        {"beta": UNIT, "nesterov": st.booleans(), "round_reset": st.booleans()}
-    ),
-    "adam": st.fixed_dictionaries(
-        {
-            "beta_1": UNIT,
-            "beta_2": UNIT,
-            "amsgrad": st.booleans(),
-            "eps": st.floats(1e-10, 1),
-            "round_reset": st.booleans(),
-        }
-    ),
-    "l2-clipping": st.fixed_dictionaries({"max_norm": st.floats(1e-3, 10)}),
-    "l2-global-clipping": st.fixed_dictionaries({"max_norm": st.floats(1e-3, 10)}),
+    "adabelief": st.fixed_dictionaries(MOMENTS),
+    "adagrad": st.fixed_dictionaries({"eps": EPS, "round_reset": FLAG}),
+    "adam": st.fixed_dictionaries(MOMENTS),
+    "cautious": st.fixed_dictionaries({"eps": EPS}),
+    "centralize": st.just({}),
+    "clip-value": st.fixed_dictionaries({"max_value": POSITIVE}),
+    "elastic-net": st.fixed_dictionaries({"alpha": st.floats(0, 10), "l1_ratio": st.floats(0, 1)}),
+    "ema-weights": st.fixed_dictionaries({"beta": UNIT, "round_reset": FLAG}),
+    "ewma": st.fixed_dictionaries({"beta": UNIT, "round_reset": FLAG}),
+    "fedprox": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
     "gaussian-noise": st.fixed_dictionaries({"std": st.floats(0, 10)}),
+    "l2-clipping": st.fixed_dictionaries({"max_norm": POSITIVE}),
+    "l2-global-clipping": st.fixed_dictionaries({"max_norm": POSITIVE}),
+    "lamb": st.fixed_dictionaries({**MOMENTS, "decay": st.floats(0, 1)}),
+    "laplace-noise": st.fixed_dictionaries({"scale": st.floats(0, 10)}),
+    "lars": st.fixed_dictionaries({"coefficient": POSITIVE, "decay": st.floats(0, 1), "eps": EPS}),
+    "lasso": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
+    "lion": st.fixed_dictionaries({"beta_1": UNIT, "beta_2": UNIT, "round_reset": FLAG}),
+    "lookahead": st.fixed_dictionaries(
+        {"period": st.integers(1, 10), "alpha": st.floats(0.01, 1), "round_reset": FLAG}
+    ),
+    "momentum": st.fixed_dictionaries({"beta": UNIT, "nesterov": FLAG, "round_reset": FLAG}),
+    "nadam": st.fixed_dictionaries({**MOMENTS, "momentum_decay": st.floats(0, 1)}),
+    "normalize": st.fixed_dictionaries({"per_tensor": FLAG, "eps": EPS}),
+    "radam": st.fixed_dictionaries(MOMENTS),
+    "ridge": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
+    "rmsprop": st.fixed_dictionaries({"beta": UNIT, "eps": EPS, "round_reset": FLAG}),
     "scaffold-client": st.just({}),
     "scaffold-server": st.just({}),
-    "fedprox": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
-    "lasso": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
-    "ridge": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
+    "schedule-free": st.fixed_dictionaries({"beta": UNIT, "power": st.floats(0, 4), "round_reset": FLAG}),
+    "sign": st.just({}),
+    "yogi": st.fixed_dictionaries(MOMENTS),
+    "yogi-momentum": st.fixed_dictionaries({"beta": UNIT, "round_reset": FLAG}),
 }
+"""Hyper-parameters of each plug-in, drawn from their ranges."""
+
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    *((name, {}) for name in CONFIGS),
+    ("adabelief", {"amsgrad": True}),
+    ("adam", {"amsgrad": True}),
+    ("lookahead", {"period": 2}),
+    ("momentum", {"nesterov": True}),
+    ("nadam", {"amsgrad": True}),
+    ("normalize", {"per_tensor": True}),
+    ("radam", {"beta_2": 0.95}),  # within six steps both of its branches
+    ("schedule-free", {"power": 1.5}),
+]
+"""What is run: each plug-in with its defaults, and with what takes another way through it."""
+
 ALL = {**list_optim_modules(), **list_optim_regularizers()}
 BUILT_IN = {name: cls for name, cls in ALL.items() if cls.__module__.startswith("privopt.")}
 
@@ -51,79 +91,28 @@ def test_config_round_trips_with_non_default_values(name: str, data: st.DataObje
 
 
 @pytest.mark.parametrize("shapes", contracts.SHAPES, ids=str)
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_state_resumes_bitwise(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    contracts.assert_state_resumes_bitwise(BUILT_IN[name], {}, shapes)
+@pytest.mark.parametrize(("name", "config"), VARIANTS, ids=str)
+def test_state_resumes_bitwise(
+    name: str, config: dict[str, object], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    contracts.assert_state_resumes_bitwise(BUILT_IN[name], config, shapes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shapes", contracts.SHAPES, ids=str)
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_layout_and_dtype_are_kept(name: str, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
-    contracts.assert_keeps_layout(BUILT_IN[name], {}, shapes, dtype)
+@pytest.mark.parametrize(("name", "config"), VARIANTS, ids=str)
+def test_layout_and_dtype_are_kept(
+    name: str, config: dict[str, object], shapes: dict[str, tuple[int, ...]], dtype: str
+) -> None:
+    contracts.assert_keeps_layout(BUILT_IN[name], config, shapes, dtype)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_numpy_and_torch_agree(name: str) -> None:
-    contracts.assert_frameworks_agree(BUILT_IN[name], {}, {"w": (3, 2), "b": (3,)})
+@pytest.mark.parametrize(("name", "config"), VARIANTS, ids=str)
+def test_numpy_and_torch_agree(name: str, config: dict[str, object]) -> None:
+    contracts.assert_frameworks_agree(BUILT_IN[name], config, {"w": (3, 2), "b": (3,)})
 
 
 # ---- against references -------------------------------------------------------------------------------
-
-
-def torch_updates(make: object, grads: list[Vector], start: Vector) -> list[np.ndarray]:
-    """Parameters after each step of a torch optimizer."""
-    params = [torch.nn.Parameter(torch.from_numpy(a.copy())) for a in start.coefs.values()]
-    optimizer = make(params)  # type: ignore[operator]
-    out = []
-    for grad in grads:
-        for p, g in zip(params, grad.coefs.values(), strict=True):
-            p.grad = torch.from_numpy(g.copy())
-        optimizer.step()
-        out.append(np.concatenate([p.detach().numpy().ravel() for p in params]))
-    return out
-
-
-@pytest.mark.parametrize(
-    ("module", "make"),
-    [
-        (Momentum(beta=0.8), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.8)),
-        (
-            Momentum(beta=0.7, nesterov=True),
-            lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.7, nesterov=True),
-        ),
-        (Adam(beta_1=0.85, beta_2=0.97, eps=1e-5), lambda p: torch.optim.Adam(p, 0.03, (0.85, 0.97), 1e-5)),
-        (
-            Adam(beta_1=0.85, beta_2=0.6, eps=1e-5, amsgrad=True),
-            lambda p: torch.optim.Adam(p, 0.03, (0.85, 0.6), 1e-5, amsgrad=True),
-        ),
-    ],
-    ids=["momentum", "nesterov", "adam", "amsgrad"],
-)
-def test_trajectories_equal_torch_optim(module: OptiModule, make: object) -> None:
-    from privopt import Optimizer
-
-    shapes = {"w": (4, 3), "b": (5,)}
-    start = contracts.gradients(0, shapes)
-    grads = [contracts.gradients(i, shapes) for i in range(1, 21)]
-    ours, optimizer = start.copy(), Optimizer(0.03, modules=[module])
-    for grad, expected in zip(grads, torch_updates(make, grads, start), strict=True):
-        optimizer.step(grad, ours)
-        np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_decoupled_decay_converts_to_adamw_as_documented() -> None:
-    from privopt import Optimizer
-
-    shapes = {"w": (4, 3), "b": (5,)}
-    start = contracts.gradients(0, shapes)
-    grads = [contracts.gradients(i, shapes) for i in range(1, 21)]
-    ours = start.copy()
-    optimizer = Optimizer(0.02, w_decay=0.02 * 0.3, modules=[("adam", {"beta_2": 0.999, "eps": 1e-8})])
-    theirs = torch_updates(lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0.3), grads, start)
-    for grad, expected in zip(grads, theirs, strict=True):
-        optimizer.step(grad, ours)
-        np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_regularizers_add_their_terms() -> None:
@@ -169,6 +158,14 @@ def test_gaussian_noise_has_the_stated_std_and_never_repeats() -> None:
     assert not np.array_equal(first, second)
     assert GaussianNoise(std=0.0).run(grads).equals(grads)
     assert "Unpriced" in type(noise.event).__name__
+
+
+def test_laplace_noise_has_the_stated_scale() -> None:
+    grads = Vector.build({"w": np.ones(20_000)})
+    draws = LaplaceNoise(scale=2.71828, source=dp.random.insecure_source(3)).run(grads).flatten() - 1.0
+    assert_distribution(draws, scipy.stats.laplace(scale=2.71828).cdf)
+    assert_rejects(assert_distribution, 1.1 * draws, scipy.stats.laplace(scale=2.71828).cdf)
+    assert LaplaceNoise(scale=0.0).run(grads).equals(grads)
 
 
 def test_a_noise_source_is_in_no_config_state_or_repr() -> None:
@@ -251,6 +248,21 @@ def test_other_spellings_are_accepted_but_not_twice() -> None:
         ("momentum", {"beta": -1}, ValueError, "beta=-1.0"),
         ("l2-clipping", {"max_norm": 0}, ValueError, "max_norm > 0"),
         ("fedprox", {"alpha": -1}, ValueError, "alpha >= 0"),
+        ("elastic-net", {"l1_ratio": 1.5}, ValueError, "l1_ratio=1.5"),
+        ("adagrad", {"eps": -1}, ValueError, "eps >= 0"),
+        ("cautious", {"eps": 0}, ValueError, "0 < eps <= 1"),
+        ("clip-value", {"max_value": 0}, ValueError, "max_value > 0"),
+        ("ema-weights", {"beta": 1}, ValueError, "0 <= beta < 1"),
+        ("lamb", {"decay": -1}, ValueError, "decay >= 0"),
+        ("lars", {"coefficient": 0}, ValueError, "coefficient > 0"),
+        ("laplace-noise", {"scale": -1}, ValueError, "scale >= 0"),
+        ("lion", {"beta_2": 1}, ValueError, "beta_2=1.0"),
+        ("lookahead", {"period": 0}, ValueError, "period >= 1"),
+        ("lookahead", {"alpha": 0}, ValueError, "0 < alpha <= 1"),
+        ("nadam", {"momentum_decay": -1}, ValueError, "momentum_decay >= 0"),
+        ("normalize", {"eps": 0}, ValueError, "eps > 0"),
+        ("rmsprop", {"eps": -1}, ValueError, "eps >= 0"),
+        ("schedule-free", {"power": -1}, ValueError, "power >= 0"),
         ("adam", [1], TypeError, "mapping as config"),
     ],
 )

@@ -1,0 +1,102 @@
+"""What a step's direction is, whatever its length: floor 4."""
+
+from __future__ import annotations
+
+from ..plugin import OptiModule, state
+from ..vector import Vector
+
+__all__ = ["Cautious", "Centralize", "Normalize", "Sign"]
+
+
+class Sign(OptiModule):
+    """Keep each entry's sign only, 0 at 0: signSGD (Bernstein et al. 2018, Algorithm 1).
+
+    References:
+        Bernstein et al. (2018), https://arxiv.org/abs/1802.04434.
+    """
+
+    name = "sign"
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients.sign()
+
+
+class Centralize(OptiModule):
+    """Subtract each row's mean from tensors of two or more axes (Yong et al. 2020).
+
+    A row is what one index of the first axis selects: in torch's layers, the weights into one unit or
+    channel. Tensors of no or one axis pass unchanged.
+
+    References:
+        Yong et al. (2020), https://arxiv.org/abs/2004.01461, equation 1.
+    """
+
+    name = "centralize"
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients - gradients.row_means()
+
+
+class Normalize(OptiModule):
+    """Scale the gradient to norm one: ``g / (||g|| + eps)``; a zero gradient stays zero.
+
+    Args:
+        per_tensor: Scale each tensor by its own norm instead of all by the norm over them together.
+        eps: Added to the norm, gradient units, > 0.
+    """
+
+    name = "normalize"
+    per_tensor: bool = False
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.eps > 0, "eps > 0", eps=self.eps)
+
+    def run(self, gradients: Vector) -> Vector:
+        norm = gradients.norms() if self.per_tensor else gradients.norm()
+        return gradients / (norm + self.eps)
+
+
+class Cautious(OptiModule):
+    """Drop the entries of the step that run against the gradient, and lengthen the rest (Liang et al. 2024).
+
+    Put it **before** the modules that it guards: ``modules=["cautious", "adam"]``. It passes what enters
+    it, remembers it until the end of the step, and compares with it what the step has become: where
+    an update ``u`` has the gradient's sign, or either is zero, the weights would not descend, so
+    ``u = 0`` there. What stays of each tensor is divided by the share that stays, or by `eps` where that
+    is larger. After the modules it guards it would compare a direction with itself and drop nothing.
+
+    The optimizer's decay is part of the update that is compared. To mask the modules' direction alone, as
+    the paper does, leave it at 0 or take the regularizer `ridge`.
+
+    Args:
+        eps: Least share of a tensor to divide by, in (0, 1].
+
+    References:
+        Liang et al. (2024), https://arxiv.org/abs/2411.16085, Algorithm 1, with the scale of its code:
+        the mean of each tensor's mask.
+    """
+
+    name = "cautious"
+    eps: float = 1e-3
+    entered: Vector | None = state(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(0 < self.eps <= 1, "0 < eps <= 1", eps=self.eps)
+
+    def run(self, gradients: Vector) -> Vector:
+        self.entered = gradients
+        return gradients
+
+    def finish(self, updates: Vector, weights: Vector) -> Vector:
+        if self.entered is None:
+            raise ValueError(
+                "Expected `run` before `finish` in each step of module 'cautious', got `finish`."
+            )
+        # Signs before their product: that of two small numbers may vanish. 1 to keep, 0 to drop.
+        mask = (-(updates.sign() * self.entered.sign())).maximum(0.0)
+        self.entered = None
+        kept, dropped = mask.norms() ** 2, (1 - mask).norms() ** 2
+        return updates * mask / (kept / (kept + dropped)).maximum(self.eps)

@@ -1,0 +1,33 @@
+"""The proximal term of FedProx: floor 4."""
+
+from __future__ import annotations
+
+from ..plugin import state
+from ..vector import Vector
+from .penalties import Penalty
+
+__all__ = ["FedProx"]
+
+
+class FedProx(Penalty):
+    """Pull towards the weights that the round started from (Li et al. 2020): ``g + alpha (w - w_0)``.
+
+    Args:
+        alpha: Strength of the pull (mu in the paper), >= 0.
+
+    References:
+        Li et al. (2020), https://arxiv.org/abs/1812.06127, equation 2.
+    """
+
+    name = "fedprox"
+    reference: Vector | None = state(None)
+
+    def on_round_start(self) -> None:
+        self.reference = None  # the first step of the round sees the weights to stay close to
+
+    def run(self, gradients: Vector, weights: Vector) -> Vector:
+        if self.reference is None:
+            # A copy: the weights' memory may be updated in place as the round goes on.
+            self.reference = weights.copy()
+            return gradients
+        return gradients + self.alpha * (weights - self.reference)
