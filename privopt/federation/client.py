@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import dp
 import secagg
 
+from ..aggregators import Aggregator, Mean
 from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
@@ -20,6 +22,7 @@ from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
 from .messages import Begin, Clear, Message, Ready, Release, Roster, Stopped, Submit, opened, sealed
+from .pairs import tell
 from .privacy import Privacy
 from .problem import Problem
 from .schema import round_schema
@@ -47,11 +50,13 @@ class Client:
         sample_rate: Share of the samples in an expected batch.
         privacy: Local DP; None trains without.
         steps: Gradient steps that it takes in a round; a round of any other number is refused.
+        seconds: Time after which it takes no further step of a round; None where steps alone count.
         roster: Pinned public keys of the server and of all clients.
         masks: Policy of the masked rounds; None where values travel in clear.
         disclose: Names of un-noised metrics that may leave (``"loss"``).
-        weighting: ``"uniform"``, ``"samples"`` or ``"steps"``: what the update is weighed by.
-        most_weight: Largest weight of any client; public.
+        aggregator: How updates become one: what is put into the round's vector.
+        most_weight: Largest number of samples of any client, public, where samples weigh.
+        most_steps: Most steps of any client in a round; `steps` by default.
         bits: Precision of one value of the update, under masks.
         bound: Bound on an entry of the update, or the text ``"adaptive"``.
     """
@@ -65,41 +70,53 @@ class Client:
         optimizer: Optimizer,
         run: str,
         steps: int,
+        seconds: float | None = None,
         roster: secagg.Roster,
         seed: int = 0,
         sample_rate: float = 1.0,
         privacy: Privacy | None = None,
         masks: secagg.Policy | None = None,
         disclose: tuple[str, ...] = (),
-        weighting: str = "uniform",
+        aggregator: Aggregator | None = None,
         most_weight: int = 1_000_000,
+        most_steps: int | None = None,
         bits: int = 16,
         bound: float | str = "adaptive",
     ) -> None:
         raw = [m.name for m in optimizer.modules if m.needs_raw_gradients]
         if privacy is not None and raw:
             raise ValueError(f"Expected modules that take noised gradients in a private run, got {raw}.")
+        if privacy is not None and seconds is not None:
+            raise ValueError(
+                f"Expected a number of steps known before the round, got seconds={seconds}: what a round may "
+                "release is reserved before it starts. Give steps, or train without privacy."
+            )
         self.id = client_id
         self.home = home
         self.problem = problem
         self.optimizer = optimizer
         self.run = run
         self.privacy = privacy
+        self.aggregator = aggregator or Mean()
+        most_steps = steps if most_steps is None else most_steps
+        weight = self.aggregator.count(problem.num_samples, steps)
+        tell(optimizer.plugins, "on_weighting", weight, self.aggregator.most(most_weight, most_steps))
         self.schema = round_schema(
             optimizer,
             problem.weights.layout,
-            weighting=weighting,
+            aggregator=self.aggregator,
             most_weight=most_weight,
+            most_steps=most_steps,
             bits=bits,
             bound=bound,
             loss=privacy is None or "loss" in disclose,
         )
-        self.weighting = weighting
         self._seed = seed
         self._sample_rate = sample_rate
         self._masks = masks
         self._roster = roster
-        self._steps = steps
+        self._steps, self._seconds = steps, seconds
+        self._clock = time.monotonic
         self._identity = home.identity()
         self._sessions: dict[str, int] = {}
         self._secure: secagg.Client | None = None
@@ -196,7 +213,8 @@ class Client:
     def _open(self, message: Begin, weights: Vector) -> tuple[bool, secagg.Client | None]:
         """Whether the round is one that this client takes part in, and its masks."""
         # Noise on the gradients of a model that has diverged would be spent for nothing.
-        if message.steps != self._steps or not np.all(np.isfinite(weights.flatten())):
+        agreed = (message.steps_of(self.id), message.seconds) == (self._steps, self._seconds)
+        if not agreed or not np.all(np.isfinite(weights.flatten())):
             return False, None
         if message.offer is None or self._masks is None:
             return True, None
@@ -233,27 +251,29 @@ class Client:
             raise ValueError(f"Round {message.round}: {error}") from error
         optimizer.start_round()
         losses: list[float] = []
+        steps = self._steps
         if self.privacy is None:
+            steps, ends = 0, math.inf if self._seconds is None else self._clock() + self._seconds
             batches = np.random.Generator(np.random.Philox(key=self._key("batches", message.round)))
-            for _ in range(message.steps):
+            while steps < self._steps and (steps == 0 or self._clock() < ends):
                 gradient, loss = problem.gradient(self._batch(batches), int(batches.integers(2**63)))
                 losses.append(loss)
                 optimizer.step(gradient, problem.weights)
+                steps += 1
         else:
-            reservation = self.privacy.reserve(message.steps)
+            reservation = self.privacy.reserve(steps)
             if "metrics.loss" in self.schema:
                 # Disclosed as it is, without noise: over all samples, so that it says nothing of batches.
                 losses.append(self._loss())
-            for step in range(message.steps):
+            for step in range(steps):
                 noised = problem.noised_gradient(self.privacy.draw(reservation, step))
                 optimizer.step(noised, problem.weights)
             self.privacy.ledger.commit(reservation)
-        values: dict[str, Any] = {"update": (problem.weights - start).flatten()}
-        values["weight"] = {"uniform": 1, "samples": problem.num_samples, "steps": message.steps}[
-            self.weighting
-        ]
+        update = (problem.weights - start).flatten()
+        values = self.aggregator.contribution(update, problem.num_samples, steps)
         if "metrics.loss" in self.schema:
             values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
+        tell(optimizer.plugins, "on_round_trained", problem.weights)
         for name, collected in optimizer.collect_aux_var().items():
             values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
         return values
@@ -289,6 +309,9 @@ class Client:
         advert = self._secure.receive(message.offer, context=message.context(), declared=declared)
         assert advert is not None  # noqa: S101 - an offer is answered
         carried = self._secure.prepare(values)
+        if self.aggregator.is_mean and carried["weight"]:
+            sent = self.problem.weights.unflatten(np.asarray(carried["update"]))
+            tell(self.optimizer.plugins, "on_update_sent", sent)
         self.optimizer.on_aux_vars_sent(
             {
                 name: cls.from_values(_fields_of(name, {**declared, **carried}), self.problem.weights)

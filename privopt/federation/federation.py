@@ -12,17 +12,19 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import dp
 import secagg
 
+from ..aggregators import Aggregator, make_aggregator
 from ..optimizer import Optimizer
 from ..vector import Vector
 from .client import Client
 from .home import Home
 from .privacy import Policy, Privacy, PrivacyPlan
 from .problem import Problem
+from .schema import MOST_STEPS
 from .server import RoundReport, Server
 
 __all__ = ["Federation", "build_federation"]
@@ -133,7 +135,8 @@ def build_federation(
     *,
     client_optimizer: Callable[[], Optimizer],
     server_optimizer: Optimizer,
-    steps: int,
+    steps: int | Mapping[str, int] | None = None,
+    seconds: float | None = None,
     weights: Vector | None = None,
     homes: Path | str | Callable[[str], Path] | None = None,
     server_home: Path | None = None,
@@ -145,8 +148,9 @@ def build_federation(
     source: dp.random.Source | None = None,
     masks: secagg.Policy | None = None,
     disclose: tuple[str, ...] = (),
-    weighting: str = "uniform",
-    most_weight: int = 1_000_000,
+    aggregator: Aggregator | str | Sequence[Any] = "mean",
+    weighting: str | None = None,
+    most_weight: int | None = None,
     bits: int = 16,
     bound: float | str = "adaptive",
     dataset: Callable[[str], str] = str,
@@ -158,7 +162,9 @@ def build_federation(
         problems: What each client trains, by client id.
         client_optimizer: Makes one client's optimizer.
         server_optimizer: The server's optimizer.
-        steps: Gradient steps of a client in a round.
+        steps: Gradient steps of a client in a round, or those of each by id.
+        seconds: Time after which a client takes no further step of a round; it takes at least one, and at
+            most `steps` where both are given. Without privacy only, and not to be repeated bit for bit.
         weights: The server's model, stepped in place; by default a copy of the first client's.
         homes: Folder of the clients' homes, or the folder of each by id; a temporary one, which goes with
             the federation, by default.
@@ -172,8 +178,11 @@ def build_federation(
         source: Randomness of noise and batches under DP; the operating system's unless a test says so.
         masks: Policy of the masked rounds; None sends values in clear.
         disclose: Un-noised metrics that may leave.
-        weighting: What the mean update is weighed by: ``"uniform"``, ``"samples"`` or ``"steps"``.
-        most_weight: Largest weight of any client, public: the wider, the more bytes under masks.
+        aggregator: How updates become one: an `Aggregator`, a name, or ``(name, config)``.
+        weighting: What the mean update is weighed by, where the aggregator does not say it: ``"uniform"``,
+            ``"samples"`` or ``"steps"``.
+        most_weight: Largest number of samples of any client, public, where they weigh: the wider, the more
+            bytes under masks. By default the next power of two.
         bits: Precision of one entry of the update under masks.
         bound: Bound on an entry of the update, or ``"adaptive"``.
         dataset: Name of a client's dataset in its ledger.
@@ -181,13 +190,30 @@ def build_federation(
 
     Raises:
         ValueError: If there is no client, or optimizers do not fit together.
-        dp.PrivacyParameterError: If the plan is weaker than a client's policy, or delta too large for it.
+        dp.PrivacyParameterError: If seconds end a private round, a plan is weaker than a client's policy, or
+            delta too large for it.
     """
     if not problems:
         raise ValueError("Expected at least one client, got none.")
     for name in problems:
         if name != Path(name).name or name in (".", "..", "server"):
             raise ValueError(f"Expected client ids that can name a folder, and not 'server', got {name!r}.")
+    aggregator = make_aggregator(aggregator, weighting)
+    each = _steps(problems, steps, seconds)
+    if seconds is not None and aggregator.weight == "steps":
+        raise ValueError(
+            'Expected weights that are known before a round, got "steps" with seconds: weigh by "uniform" or '
+            '"samples", or give a number of steps.'
+        )
+    if plan is not None and seconds is not None:
+        raise dp.PrivacyParameterError(
+            f"Expected a number of steps known before the round, got seconds={seconds}: what a round may "
+            "release is reserved before it starts. Give steps, or train without privacy."
+        )
+    if most_weight is None:
+        most = max(problem.num_samples for problem in problems.values())
+        most_weight = int(1 << max(0, most - 1).bit_length())
+    total_weight = sum(aggregator.count(p.num_samples, each[name]) for name, p in problems.items())
     temporary = Path(tempfile.mkdtemp(prefix="privopt-")) if homes is None else None
     folder = _folders(temporary or homes)
     run = run or f"run-{secrets.token_hex(4)}"
@@ -216,15 +242,17 @@ def build_federation(
                 problem=problem,
                 optimizer=client_optimizer(),
                 run=run,
-                steps=steps,
+                steps=each[name],
+                seconds=seconds,
                 seed=seed,
                 sample_rate=sample_rate,
                 privacy=privacy,
                 masks=masks,
                 roster=roster,
                 disclose=disclose,
-                weighting=weighting,
+                aggregator=aggregator,
                 most_weight=most_weight,
+                most_steps=max(each.values()),
                 bits=bits,
                 bound=bound,
             )
@@ -236,10 +264,12 @@ def build_federation(
         server_optimizer,
         client_optimizer(),
         run=run,
-        steps=steps,
+        steps=each if isinstance(steps, Mapping) else max(each.values()),
+        seconds=seconds,
         masks=masks,
-        weighting=weighting,
+        aggregator=aggregator,
         most_weight=most_weight,
+        total_weight=total_weight,
         bits=bits,
         bound=bound,
         loss=plan is None or "loss" in disclose,
@@ -249,6 +279,23 @@ def build_federation(
     if temporary is not None:
         weakref.finalize(federation, shutil.rmtree, temporary, ignore_errors=True)
     return federation
+
+
+def _steps(
+    problems: Mapping[str, Problem], steps: int | Mapping[str, int] | None, seconds: float | None
+) -> dict[str, int]:
+    """Steps of each client; the most, where time ends a round."""
+    if steps is None:
+        if seconds is None:
+            raise ValueError("Expected steps or seconds of a round, got neither. Write steps=5.")
+        steps = MOST_STEPS
+    if not isinstance(steps, Mapping):
+        steps = dict.fromkeys(problems, steps)
+    if steps.keys() != problems.keys() or min(steps.values()) < 1:
+        raise ValueError(
+            f"Expected at least one step for each of the clients {sorted(problems)}, got steps={dict(steps)}."
+        )
+    return dict(steps)
 
 
 def _folders(homes: Path | str | Callable[[str], Path] | None) -> Callable[[str], Path]:

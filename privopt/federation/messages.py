@@ -30,23 +30,30 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
         run: Id of the run.
         session: Random name of the server's process; a round of one session is answered once.
         round: Number of the round, from 1.
-        steps: Gradient steps that each client takes.
+        steps: Gradient steps that each client takes, or those of each by id; where `seconds` ends the round
+            before them, the most.
         weights: The model, as `privopt.checkpoint.dump_state` encodes ``{"weights": Vector}``.
         aux: The server's auxiliary variables by aux_name, encoded likewise.
         accepted: For each client, the last round whose result includes what it sent (0: none).
         recorded: For each client, the newest ledger record that the server knows of (0: none).
         offer: The masked round's offer; None where values travel in clear.
+        seconds: Time after which a client takes no further step; None where steps alone count.
     """
 
     run: Name
     session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     round: Count
-    steps: Count
+    steps: Count | dict[Name, Count]
     weights: Blob
     aux: Blob
     accepted: dict[Name, Count]
     recorded: dict[Name, Count]
     offer: Blob | None
+    seconds: Real | None = None
+
+    def steps_of(self, client: str) -> int:
+        """Steps of one client; 0 where the message names others and not it."""
+        return self.steps if isinstance(self.steps, int) else self.steps.get(client, 0)
 
     def context(self) -> bytes:
         """What every client of the round must have received alike: all but the offer itself."""

@@ -13,10 +13,11 @@ import numpy as np
 import dp
 import secagg
 
+from ..aggregators import Aggregator
 from ..optimizer import Optimizer
 from ..setup import data as datasets
 from ..setup import models
-from ..setup.config import check_plugins
+from ..setup.config import check_plugins, chosen_aggregator
 from ..setup.tables import Config, OptimizerSpec
 from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
@@ -52,13 +53,6 @@ class Parts:
     def _note_mismatches(self) -> None:
         """Say so where methods and settings do not go together as one may expect."""
         shared = make_optimizer(self.config.client.optimizer).aux_vars()
-        weighting = self.config.server.weighting
-        if "scaffold" in shared and weighting != "uniform":
-            warnings.warn(
-                "Scaffold's mean control variate counts every client alike, so that training tends to the "
-                f"unweighted optimum whatever server.weighting = {weighting!r} says",
-                stacklevel=2,
-            )
         for module in make_optimizer(self.config.server.optimizer).modules:
             if module.aux_name is not None and module.aux_name not in shared:
                 warnings.warn(
@@ -97,11 +91,14 @@ class Parts:
 
     @property
     def most_weight(self) -> int:
-        """Largest weight of a client, rounded up to a power of two; row counts are declared public."""
-        if self.config.server.weighting == "steps":
-            return self.steps
+        """Most rows of a client, rounded up to a power of two; row counts are declared public."""
         most = max(len(client.y) for client in self.data.clients)
         return int(1 << max(0, most - 1).bit_length())
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """How updates become one."""
+        return chosen_aggregator(self.config.server)
 
     def schema(self) -> secagg.Schema:
         """What each client sends in a round, and how it sums."""
@@ -110,8 +107,9 @@ class Parts:
         return round_schema(
             make_optimizer(config.client.optimizer),
             Vector.build(named).layout,
-            weighting=config.server.weighting,
+            aggregator=self.aggregator,
             most_weight=self.most_weight,
+            most_steps=self.steps,
             bits=config.masks.bits,
             bound=config.masks.bound,
             loss=not config.dp.enabled or "loss" in config.dp.disclose,
@@ -152,7 +150,7 @@ class Parts:
             source=source,
             masks=self.masks(),
             disclose=config.dp.disclose,
-            weighting=config.server.weighting,
+            aggregator=self.aggregator,
             most_weight=self.most_weight,
             bits=config.masks.bits,
             bound=config.masks.bound,

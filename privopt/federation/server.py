@@ -16,11 +16,13 @@ import numpy as np
 
 import secagg
 
+from ..aggregators import Aggregator, Mean
 from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
 from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
+from .pairs import tell, verify_pairs
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
@@ -82,10 +84,13 @@ class Server:
         optimizer: The server's optimizer, with the server's half of paired modules.
         client_optimizer: An optimizer like the clients', for what its modules declare; never stepped.
         run: Id of the run.
-        steps: Gradient steps of a client in a round.
+        steps: Gradient steps of a client in a round, or those of each by id.
+        seconds: As in `Client`.
         masks: Policy of the masked rounds; None where values travel in clear.
-        weighting: As in `Client`.
+        aggregator: As in `Client`.
         most_weight: As in `Client`.
+        total_weight: What all clients of the roster together count as, for methods that need to know which
+            share of it takes part in a round; by default their number where all count 1.
         bits: As in `Client`.
         bound: As in `Client`.
         loss: Whether clients send their training loss.
@@ -100,30 +105,34 @@ class Server:
         client_optimizer: Optimizer,
         *,
         run: str,
-        steps: int,
+        steps: int | Mapping[str, int],
         masks: secagg.Policy | None,
-        weighting: str = "uniform",
+        seconds: float | None = None,
+        aggregator: Aggregator | None = None,
         most_weight: int = 1_000_000,
+        total_weight: int | None = None,
         bits: int = 16,
         bound: float | str = "adaptive",
         loss: bool = False,
     ) -> None:
-        paired = {m.aux_name for m in optimizer.modules if m.aux_name is not None}
-        for name in client_optimizer.aux_vars():
-            if name not in paired:
-                raise ValueError(
-                    f"Expected a server module with aux_name {name!r} beside the clients', got "
-                    f"{sorted(paired) or 'none'}. Add its counterpart (such as {name}-server) to the server."
-                )
+        self.aggregator = aggregator or Mean()
+        verify_pairs(client_optimizer, optimizer, self.aggregator)
         self.weights = weights
         self.optimizer = optimizer
         self.run = run
         self.steps = steps
+        self.seconds = seconds
+        most_steps = steps if isinstance(steps, int) else max(steps.values())
+        most = self.aggregator.most(most_weight, most_steps)
+        tell([*optimizer.plugins, *client_optimizer.plugins], "on_weighting", most, most)
+        everybody = len(roster.clients) if most == 1 else None
+        self._total_weight = everybody if total_weight is None else total_weight
         self.schema = round_schema(
             client_optimizer,
             weights.layout,
-            weighting=weighting,
+            aggregator=self.aggregator,
             most_weight=most_weight,
+            most_steps=most_steps,
             bits=bits,
             bound=bound,
             loss=loss,
@@ -170,12 +179,13 @@ class Server:
             run=self.run,
             session=self._session,
             round=number,
-            steps=self.steps,
+            steps=self.steps if isinstance(self.steps, int) else dict(self.steps),
             weights=dump_state({"weights": self.weights}),
             aux=dump_state({n: [kind, _fields(fields)] for n, (kind, fields) in aux.items()}),
             accepted=dict(self.accepted),
             recorded=dict(self.recorded),
             offer=None,
+            seconds=self.seconds,
         )
         if self._secure is not None:
             self._report.bounds = self._secure.schema.adaptive_bounds()
@@ -307,11 +317,13 @@ class Server:
             prefix = f"{name}."
             fields = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
             combined[name] = cls.from_values(fields, self.weights)
-        mean = np.asarray(values["update"])
+        update = self.aggregator.combine(values)
+        if self._total_weight:
+            tell(self.optimizer.plugins, "on_participation", values["weight"] / self._total_weight)
         self.optimizer.start_round()
         self.optimizer.process_aux_var(combined)
-        # The mean update is the negative of a gradient: rate 1 and no module give plain averaging.
-        self.optimizer.step(self.weights.unflatten(-mean), self.weights)
+        # The update is the negative of a gradient: rate 1 and no module give plain averaging.
+        self.optimizer.step(self.weights.unflatten(-update), self.weights)
         self.optimizer.end_round(accepted=True)
 
     def _verify_finite(self, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -31,6 +31,9 @@ from .tables import PrivacyConfigError as PrivacyConfigError
 from .tables import Sampler as Sampler
 from .tables import Server as Server
 from .tables import check as check
+
+if TYPE_CHECKING:
+    from ..aggregators import Aggregator
 
 # Keys of one table that say one thing in two ways: setting one drops what a lower layer said by the other.
 _EITHER_OR: dict[tuple[str, ...], dict[str, str]] = {
@@ -156,6 +159,7 @@ def check_plugins(config: Config) -> None:
     Raises:
         ConfigError: Naming the key, the plug-in and the nearest name.
     """
+    from ..federation.pairs import verify_pairs
     from ..optimizer import Optimizer
 
     optimizers = []
@@ -174,14 +178,24 @@ def check_plugins(config: Config) -> None:
             f"Expected {module.name!r} in {there}.optimizer.modules, got it in {here}.optimizer.modules: it "
             f"is the {there}'s half of a method. Move it."
         )
-    paired = {module.aux_name for module in server.modules}
-    for name in client.aux_vars():
-        if name not in paired:
-            raise ConfigError(
-                f"Expected a counterpart on the server for what the clients share as {name!r}, got "
-                f"server.optimizer.modules = {[module.name for module in server.modules]}. Add its server "
-                f"module (`privopt modules` lists them), or take the clients' half out."
-            )
+    try:
+        verify_pairs(client, server, chosen_aggregator(config.server))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"server: {error}") from error
+
+
+def chosen_aggregator(server: Server) -> Aggregator:
+    """The aggregator of a configuration; `weighting` is its ``weight`` where its own parameters say none.
+
+    Raises:
+        ValueError: If there is none of that name, or a parameter is wrong.
+        TypeError: If a parameter is unknown or has the wrong type.
+    """
+    from ..aggregators import make_aggregator
+
+    spec = server.aggregator
+    own = not isinstance(spec, str) and "weight" in spec[1]
+    return make_aggregator(spec, None if own and server.weighting == "uniform" else server.weighting)
 
 
 # --- layers -----------------------------------------------------------------------------------------------
@@ -348,6 +362,7 @@ effort = {steps = 5}     # local steps a round, or {epochs = 1.0}
 [server]
 # home = "homes/server"
 optimizer = {lrate = 1.0, w_decay = 0.0, modules = ["scaffold-server"], regularizers = []}
+aggregator = "mean"      # or "sum", "masked-mean", "fednova", or ["fednova", {momentum = 0.9}]
 weighting = "uniform"    # what an update counts: "uniform", "samples" (then rows are public), "steps"
 
 [dp]

@@ -126,12 +126,14 @@ class Server(_Table, frozen=True):
 
     Attributes:
         home: Folder of the server's identity; None makes a fresh one for each run.
-        optimizer: Applied to the averaged update.
+        optimizer: Applied to the aggregated update.
+        aggregator: How the clients' updates become one: ``mean``, ``sum``, ``masked-mean``, ``fednova``, ...
         weighting: What a client's update counts as: the same, its rows, or its steps.
     """
 
     home: str | None = None
     optimizer: OptimizerSpec = OptimizerSpec(lrate=1.0, modules=("scaffold-server",))
+    aggregator: PlugIn = "mean"
     weighting: Literal["uniform", "samples", "steps"] = "uniform"
 
 
