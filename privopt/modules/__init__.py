@@ -35,6 +35,11 @@ from .direction import Normalize as Normalize
 from .direction import Normalize as NormalizeModule
 from .direction import Sign as Sign
 from .direction import Sign as SignModule
+from .feddyn import FedDynServer as FedDynServer
+from .mime import MimeLiteAuxVar as MimeLiteAuxVar
+from .mime import MimeLiteClient as MimeLiteClient
+from .mime import MimeLiteServer as MimeLiteServer
+from .mime import MimeLiteState as MimeLiteState
 from .momentum import Decaying as Decaying
 from .momentum import Ewma as EWMAModule
 from .momentum import Ewma as Ewma
@@ -55,6 +60,7 @@ from .scaffold import ScaffoldClient as ScaffoldClientModule
 from .scaffold import ScaffoldServer as ScaffoldServer
 from .scaffold import ScaffoldServer as ScaffoldServerModule
 from .scaffold import ScaffoldState as ScaffoldState
+from .scaffold import WeightedScaffoldAuxVar as WeightedScaffoldAuxVar
 from .trust import Lamb as Lamb
 from .trust import Lamb as LambModule
 from .trust import Lars as Lars
@@ -78,6 +84,7 @@ __all__ = [
     "EMAWeightsModule",
     "EWMAModule",
     "Ewma",
+    "FedDynServer",
     "GaussianNoise",
     "GaussianNoiseModule",
     "L2Clipping",
@@ -94,6 +101,10 @@ __all__ = [
     "LionModule",
     "Lookahead",
     "LookaheadModule",
+    "MimeLiteAuxVar",
+    "MimeLiteClient",
+    "MimeLiteServer",
+    "MimeLiteState",
     "MomentsModule",
     "Momentum",
     "MomentumModule",
@@ -116,6 +127,7 @@ __all__ = [
     "ScheduleFreeModule",
     "Sign",
     "SignModule",
+    "WeightedScaffoldAuxVar",
     "Yogi",
     "YogiModule",
     "YogiMomentum",

@@ -1,5 +1,6 @@
 """Loss-regularization plug-ins: part of floor 4. Each adds its term's gradient before the modules run."""
 
+from .feddyn import FedDyn as FedDyn
 from .fedprox import FedProx as FedProx
 from .fedprox import FedProx as FedProxRegularizer
 from .penalties import ElasticNet as ElasticNet
@@ -13,6 +14,7 @@ from .penalties import Ridge as RidgeRegularizer
 __all__ = [
     "ElasticNet",
     "ElasticNetRegularizer",
+    "FedDyn",
     "FedProx",
     "FedProxRegularizer",
     "Lasso",
