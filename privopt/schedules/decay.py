@@ -68,7 +68,9 @@ class InverseScaling(Schedule):
 
 
 class Linear(Schedule):
-    """Along a line to a final fraction: ``base * (1 + (final - 1) * min(t, duration) / duration)``.
+    """Along a line to a final fraction: ``base * (1 - p + final * p)``.
+
+    Here ``p = min(t, duration) / duration``.
 
     Args:
         base: The rate at t = 0.
@@ -87,7 +89,8 @@ class Linear(Schedule):
         self._expect(self.final >= 0, "final >= 0", final=self.final)
 
     def rate(self, t: int) -> float:
-        return self.base * (1 + (self.final - 1) * (min(t, self.duration) / self.duration))
+        passed = min(t, self.duration) / self.duration
+        return self.base * ((1 - passed) + self.final * passed)  # exact at both ends
 
 
 class Polynomial(Linear):
