@@ -14,13 +14,19 @@ from secagg import same as same
 from secagg import summed as summed
 
 from .auxvar import AuxVar as AuxVar
+from .executors import executor as executor
+from .executors import set_num_threads as set_num_threads
+from .groups import Group as Group
 from .layout import Layout as Layout
 from .optimizer import Optimizer as Optimizer
 from .plugin import OptiModule as OptiModule
 from .plugin import Regularizer as Regularizer
 from .plugin import state as state
+from .registry import list_aggregators as list_aggregators
 from .registry import list_optim_modules as list_optim_modules
 from .registry import list_optim_regularizers as list_optim_regularizers
+from .registry import list_rate_schedulers as list_rate_schedulers
+from .schedules import Schedule as Schedule
 from .vector import PerTensor as PerTensor
 from .vector import Vector as Vector
 

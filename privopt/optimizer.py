@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
+
+import numpy as np
 
 from secagg.reductions import Averaged, Reduction
 
 from .auxvar import AuxVar
+from .executors import steps_eagerly
+from .groups import Group, Grouping, config_of, groups_of, rate_of
 from .layout import Layout
 from .plugin import OptiModule, Plugin, Regularizer
 from .registry import OPTI_MODULES, REGULARIZERS, Registry
-from .vector import Vector
+from .schedules import Schedule
+from .step import Owned, Step, uninterrupted
+from .vector import PerTensor, Vector
 
 __all__ = ["Optimizer"]
 
 _P = TypeVar("_P", bound=Plugin)
 ModuleSpec = OptiModule | str | tuple[str, Mapping[str, Any]] | Sequence[Any]
+RateSpec = float | Schedule | str | tuple[str, Mapping[str, Any]] | Sequence[Any]
 RegularizerSpec = Regularizer | str | tuple[str, Mapping[str, Any]] | Sequence[Any]
 
 CONFIG_VERSION = 1
@@ -34,16 +40,20 @@ class Optimizer:
     ``torch.optim.AdamW(lr=a, weight_decay=b)`` take ``lrate=a, w_decay=a * b``.
 
     Args:
-        lrate: Learning rate, finite and >= 0.
-        w_decay: Decoupled weight decay, finite and >= 0.
+        lrate: Learning rate: a number, finite and >= 0, or a schedule (an instance, a name, or
+            ``(name, config)``).
+        w_decay: Decoupled weight decay, likewise.
         regularizers: Each an instance, a name, or ``(name, config)``.
         modules: Likewise.
+        groups: What differs between layers; see `Group`.
 
     Guarantees:
         - ``from_config(get_config())`` builds an equal optimizer; the config is JSON and holds no
           source of randomness.
         - ``set_state(get_state())`` restores everything that changes: the next step is the same.
-        - A step that raises leaves every plug-in's state as it was.
+        - A step that raises or is interrupted changes neither states nor weights.
+        - Gradients are never written to; states own their memory.
+        - Executors (`privopt.executor`) give the same numbers.
 
     Raises:
         ValueError: If a name is unknown, a value out of range, two modules share one `aux_name`, or
@@ -60,20 +70,42 @@ class Optimizer:
 
     def __init__(
         self,
-        lrate: float,
-        w_decay: float = 0.0,
+        lrate: RateSpec,
+        w_decay: RateSpec = 0.0,
         regularizers: Iterable[RegularizerSpec] | None = None,
         modules: Iterable[ModuleSpec] | None = None,
+        groups: Iterable[Group | Mapping[str, Any]] | None = None,
     ) -> None:
-        self.lrate = _rate("lrate", lrate)
-        self.w_decay = _rate("w_decay", w_decay)
+        self.lrate: float | Schedule = rate_of("lrate", lrate)
+        self.w_decay: float | Schedule = rate_of("w_decay", w_decay)
         self.regularizers = _plugins(regularizers, Regularizer, REGULARIZERS)
         self.modules = _plugins(modules, OptiModule, OPTI_MODULES)
+        self.groups = groups_of(groups)
+        self._scheduled = self._find_schedules()
+        self._owned: Owned = {}
+        self._grouped: Grouping | None = None
         self._verify_chain()
+
+    def _find_schedules(self) -> list[tuple[str, Schedule]]:
+        """Each schedule once, under the key of its state."""
+        rates: list[tuple[str, Any]] = [("lrate", self.lrate), ("w_decay", self.w_decay)]
+        for i, group in enumerate(self.groups):
+            rates += [(f"groups.{i}.lrate", group.lrate), (f"groups.{i}.w_decay", group.w_decay)]
+        found: dict[int, tuple[str, Schedule]] = {}
+        for key, rate in rates:
+            if isinstance(rate, Schedule):
+                found.setdefault(id(rate), (key, rate))  # one given twice counts each step once
+        return list(found.values())
 
     def _verify_chain(self) -> None:
         from .modules.noise import NoiseModule
 
+        for plugin in self.plugins:
+            if sum(other is plugin for other in self.plugins) > 1:
+                raise ValueError(
+                    f"Expected each plug-in once, got one {plugin.name!r} twice: it would share its state "
+                    "with itself. Make two."
+                )
         owners: dict[str, OptiModule] = {}
         for module in self.modules:
             if module.aux_name is not None:
@@ -99,7 +131,8 @@ class Optimizer:
     def __repr__(self) -> str:
         return (
             f"Optimizer(lrate={self.lrate!r}, w_decay={self.w_decay!r}, "
-            f"regularizers={self.regularizers!r}, modules={self.modules!r})"
+            f"regularizers={self.regularizers!r}, modules={self.modules!r}"
+            f"{f', groups={list(self.groups)!r}' if self.groups else ''})"
         )
 
     # ---- steps ----------------------------------------------------------------------------------------
@@ -115,38 +148,109 @@ class Optimizer:
             TypeError: If either is no Vector.
             ValueError: If their layouts differ.
         """
+        return self._advance(gradients, weights, in_place=False)
+
+    def step(self, gradients: Vector, weights: Vector) -> None:
+        """Apply one step to the weights, in their own memory (where the framework's arrays have one)."""
+        self._advance(gradients, weights, in_place=True)
+
+    def _advance(self, gradients: Vector, weights: Vector, *, in_place: bool) -> Vector:
+        """One step, wholly or not at all."""
         for what, value in (("gradients", gradients), ("weights", weights)):
             if not isinstance(value, Vector):
                 raise TypeError(f"Expected {what} as a Vector, got {type(value).__name__}.")
         gradients._verify(weights)
-        # References suffice: eager steps rebind states and never write into a state's memory.
-        before = [(plugin, dict(plugin.__dict__)) for plugin in self.plugins]
+        plugins = self.plugins
+        changing: list[Plugin] = [*plugins, *self._schedules()]
+        before = [(plugin, dict(plugin.__dict__)) for plugin in changing]
+        grouping = self._grouping(weights.layout) if self.groups else None
+        eager = steps_eagerly(weights._backend, weights.size)
         try:
-            for regularizer in self.regularizers:
-                gradients = regularizer.run(gradients, weights)
-            for module in self.modules:
-                extra = (weights,) if module.takes_weights else ()
-                gradients = module.run(gradients, *extra)
-            updates = gradients * -self.lrate
-            updates = updates - weights * self.w_decay if self.w_decay else updates
-            for module in self.modules:
-                updates = module.finish(updates, weights)
-            return updates
+            with np.errstate(all="ignore"):
+                step = Step(plugins, gradients, weights, self._owned, eager=eager)
+                step.bind()
+                if grouping is not None:
+                    for plugin, name, values in grouping.settings:
+                        plugin.__dict__[name] = values
+                updates = self._updates(step, grouping)
+                if grouping is not None:
+                    # Hyper-parameters themselves stay as they were configured.
+                    attributes = {id(plugin): kept for plugin, kept in before}
+                    for plugin, name, _ in grouping.settings:
+                        plugin.__dict__[name] = attributes[id(plugin)][name]
+                commit, result = step.settle(updates, in_place=in_place)
+                with uninterrupted():
+                    commit()
+                    before = []  # from here on there is nothing to go back to
         except BaseException:
-            for plugin, attributes in before:
+            for plugin, kept in before:
                 plugin.__dict__.clear()
-                plugin.__dict__.update(attributes)
+                plugin.__dict__.update(kept)
             raise
+        return result[0]
 
-    def step(self, gradients: Vector, weights: Vector) -> None:
-        """Apply one step to the weights, in their own memory."""
-        weights += self.compute_updates(gradients, weights)
+    def _updates(self, step: Step, grouping: Grouping | None) -> Vector:
+        weights, gradients = step.weights, step.gradients
+        lrate, w_decay = self._rates(grouping)
+        active = None if grouping is None else grouping.active
+        if active is not None:
+            gradients = gradients.keep(active)
+        for regularizer in self.regularizers:
+            gradients = _verified(regularizer, regularizer.run(gradients, weights), weights)
+        for module in self.modules:
+            extra = (weights,) if module.takes_weights else ()
+            gradients = _verified(module, module.run(gradients, *extra), weights)
+        updates = gradients * -lrate
+        if isinstance(w_decay, PerTensor) or w_decay:
+            updates = updates - weights * w_decay
+        for module in self.modules:
+            if type(module).finish is not OptiModule.finish:
+                updates = _verified(module, module.finish(updates, weights), weights)
+        return updates if active is None else updates.keep(active)
+
+    def _rates(self, grouping: Grouping | None) -> tuple[float | PerTensor, float | PerTensor]:
+        """The rates of this step; counts it."""
+        for schedule in self._schedules():
+            schedule.advance()
+        lrate, w_decay = self.current_lrate, self.current_w_decay
+        if grouping is None:
+            return lrate, w_decay
+        return grouping.rate("lrate", lrate), grouping.rate("w_decay", w_decay)
+
+    def _grouping(self, layout: Layout) -> Grouping:
+        if self._grouped is None or self._grouped.layout is not layout:
+            self._grouped = Grouping(self.groups, layout, self.plugins)
+        return self._grouped
+
+    @property
+    def current_lrate(self) -> float:
+        """The learning rate of the last step; before the first, the one that it will have."""
+        return self.lrate.current if isinstance(self.lrate, Schedule) else self.lrate
+
+    @property
+    def current_w_decay(self) -> float:
+        """The decay of the last step; before the first, the one that it will have."""
+        return self.w_decay.current if isinstance(self.w_decay, Schedule) else self.w_decay
+
+    def feed(self, metric: float) -> None:
+        """Tell the schedules how training goes (`reduce-on-plateau` listens).
+
+        Raises:
+            TypeError: If the metric is no number.
+        """
+        if isinstance(metric, bool) or not isinstance(metric, int | float | np.number):
+            raise TypeError(f"Expected a metric as a number, got {metric!r} ({type(metric).__name__}).")
+        for schedule in self._schedules():
+            schedule.feed(float(metric))
+
+    def _schedules(self) -> list[Schedule]:
+        return [schedule for _, schedule in self._scheduled]
 
     # ---- rounds and auxiliary variables -----------------------------------------------------------------
 
     def start_round(self) -> None:
-        """Tell every plug-in that a round starts."""
-        for plugin in self.plugins:
+        """Tell every plug-in and schedule that a round starts."""
+        for plugin in [*self.plugins, *self._schedules()]:
             plugin.on_round_start()
 
     def end_round(self, accepted: bool = True) -> None:
@@ -154,8 +258,16 @@ class Optimizer:
         for plugin in self.plugins:
             plugin.on_round_end(accepted)
 
-    def collect_aux_var(self) -> dict[str, Any]:
-        """What the modules share, by `aux_name`; modules with nothing to share are left out."""
+    def collect_aux_var(self, weights: Vector | None = None) -> dict[str, Any]:
+        """What the modules share, by `aux_name`; modules with nothing to share are left out.
+
+        Args:
+            weights: On a client, the weights after its last local step: plug-ins that depend on where the
+                round arrived (FedDyn) see them in `Plugin.on_round_trained` first.
+        """
+        if weights is not None:
+            for plugin in self.plugins:
+                plugin.on_round_trained(weights)
         found = {m.aux_name: m.collect_aux_var() for m in self.modules if m.aux_name is not None}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -199,13 +311,16 @@ class Optimizer:
 
     def get_config(self) -> dict[str, Any]:
         """The optimizer as JSON values."""
-        return {
+        config: dict[str, Any] = {
             "version": CONFIG_VERSION,
-            "lrate": self.lrate,
-            "w_decay": self.w_decay,
+            "lrate": config_of(self.lrate),
+            "w_decay": config_of(self.w_decay),
             "regularizers": [[p.name, p.get_config()] for p in self.regularizers],
             "modules": [[p.name, p.get_config()] for p in self.modules],
         }
+        if self.groups:
+            config["groups"] = [group.get_config() for group in self.groups]
+        return config
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -215,7 +330,7 @@ class Optimizer:
             ValueError: If the version is not known.
             TypeError: If a key is.
         """
-        known = {"version", "lrate", "w_decay", "regularizers", "modules"}
+        known = {"version", "lrate", "w_decay", "regularizers", "modules", "groups"}
         extra = sorted(set(config) - known)
         if extra:
             raise TypeError(f"Expected the keys {sorted(known)} in an optimizer's config, got also {extra}.")
@@ -251,13 +366,14 @@ class Optimizer:
 
     def reset(self) -> None:
         """Forget everything that changed since construction."""
-        for plugin in self.plugins:
+        for _, plugin in self._keyed():
             plugin.reset()
 
     def _keyed(self) -> list[tuple[str, Plugin]]:
         keyed: list[tuple[str, Plugin]] = []
         keyed += [(f"regularizers.{i}.{p.name}", p) for i, p in enumerate(self.regularizers)]
         keyed += [(f"modules.{i}.{p.name}", p) for i, p in enumerate(self.modules)]
+        keyed += self._scheduled
         return keyed
 
 
@@ -268,12 +384,20 @@ def _scoped(reduction: Reduction, aux_name: str) -> Reduction:
     return reduction
 
 
-def _rate(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Expected a number for {name}, got {value!r} ({type(value).__name__}).")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"Expected {name} >= 0 and finite, got {name}={value!r}.")
-    return float(value)
+def _verified(plugin: Plugin, result: object, weights: Vector) -> Vector:
+    """What a plug-in returned, if it is a Vector of the model's layout."""
+    if not isinstance(result, Vector):
+        raise TypeError(
+            f"Expected a Vector from {plugin._kind()} {plugin.name!r}, got {type(result).__name__}. "
+            "Does its method return what it computed?"
+        )
+    if result.layout is not weights.layout:
+        difference = result.layout.difference(weights.layout)
+        if difference is not None:
+            raise ValueError(
+                f"Expected {plugin._kind()} {plugin.name!r} to keep the layout, got another: {difference}."
+            )
+    return result
 
 
 def _plugins(specs: Iterable[Any] | None, base: type[_P], registry: Registry) -> list[_P]:

@@ -157,6 +157,9 @@ class Plugin:
     def on_round_start(self) -> None:
         """Called when a round of training starts, before its first step."""
 
+    def on_round_trained(self, weights: Vector) -> None:
+        """Called on a client after the last step of a round, with the weights that it arrived at."""
+
     def on_round_end(self, accepted: bool) -> None:
         """Called when it is known whether the round's result was used (`accepted`) or dropped."""
 
@@ -203,7 +206,8 @@ def _with_state(run: Callable[..., Vector]) -> Callable[..., Vector]:
                 f"Expected gradients as a Vector for {self.name!r}, got {type(gradients).__name__}. "
                 "Vector.build({name: array, ...}) makes one."
             )
-        self._prepare(gradients)
+        if not gradients.in_step:  # in a step, the optimizer has prepared all states before
+            self._prepare(gradients)
         return run(self, gradients, *args, **kwargs)
 
     prepared._prepares_state = True  # type: ignore[attr-defined]  # a mark on our own wrapper

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +140,8 @@ class Vector:
     """
 
     __slots__ = ("_backend", "buffers", "layout")
+    in_step: ClassVar[bool] = False
+    """Whether this is what a plug-in sees inside a step (`privopt.recording`)."""
     __array_ufunc__ = None  # `numpy_scalar * vector` is ours, not an elementwise loop of numpy's
 
     def __init__(self, layout: Layout, buffers: Iterable[Array], backend: Backend) -> None:
@@ -481,6 +483,13 @@ class Vector:
             raise TypeError("Expected each choice to be a Vector or a number.")
         rows = zip(self.buffers, left, right, strict=True)
         return like._of(self._backend.where(c, a, b) for c, a, b in rows)
+
+    def keep(self, chosen: PerTensor) -> Vector:
+        """The entries of the tensors whose number is not 0, and zeros elsewhere (even for a NaN)."""
+        chosen_entries = (
+            self._backend.binary("ne", self._spread(chosen, i), 0) for i in range(len(self.buffers))
+        )
+        return self._of(chosen_entries).where(self, 0.0)
 
     # ---- reductions --------------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ def test_aux_vars_reach_their_counterparts_only() -> None:
     ("make", "error", "words"),
     [
         (lambda: Optimizer(-1.0), ValueError, "lrate >= 0 and finite, got lrate=-1.0"),
-        (lambda: Optimizer("x"), TypeError, "a number for lrate"),
+        (lambda: Optimizer("x"), ValueError, "a known schedule, got .x."),
         (lambda: Optimizer(True), TypeError, "a number for lrate"),
         (lambda: Optimizer(1.0, w_decay=float("inf")), ValueError, "w_decay"),
         (lambda: Optimizer(1.0, modules="adam"), TypeError, r"a list of modules.*\['adam'\]"),

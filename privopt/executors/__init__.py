@@ -1,0 +1,257 @@
+"""How a recorded step is run: one file an executor, all giving the same numbers.
+
+``numba`` compiles the whole program into one loop (extra ``[fast]``); ``blocked`` runs it with the
+framework's own operations on pieces that stay in cache; ``torch`` hands chains that it recognises to torch's
+fused kernels; ``traced`` compiles with ``jax.jit``, ``tf.function`` or (on devices) ``torch.compile``;
+``eager`` records nothing and is what the others are compared with. To add one, write a file with
+``run(job: Pass)``, and name it in `_run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib.util
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Array, Backend, named_backend
+from . import blocked
+from .passes import Pass as Pass
+from .threads import num_threads as num_threads
+from .threads import set_num_threads as set_num_threads
+
+__all__ = [
+    "EXECUTORS",
+    "Pass",
+    "executor",
+    "executor_name",
+    "num_threads",
+    "run",
+    "segment_products",
+    "set_num_threads",
+    "steps_eagerly",
+    "sum_products",
+]
+
+EXECUTORS = ("auto", "exact", "eager", "blocked", "numba", "torch", "traced")
+SMALL = 1 << 14
+"""Below this many entries a step is not recorded by default: calls, not memory, are what it costs."""
+
+_LOW_PRECISION = ("float16", "bfloat16")
+_COMPILED_DTYPES = frozenset({"float32", "float64", "bool"})
+_INEXACT = frozenset({"exp", "log", "pow"})
+"""Operations whose last bit depends on the library that computes them."""
+
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("privopt_executor", default="")
+
+
+@contextlib.contextmanager
+def executor(name: str) -> Iterator[None]:
+    """Run the steps of a ``with`` block by one executor; ``PRIVOPT_EXECUTOR`` sets it for a process.
+
+    ``"auto"`` (the default) chooses by size, framework and what is installed. ``"exact"`` chooses among those
+    that give eager's numbers bit for bit. Any other name forces one; what it cannot run falls to ``blocked``.
+
+    Raises:
+        ValueError: If there is none of that name.
+        ImportError: If it needs a package that is not installed.
+
+    Example:
+        >>> with executor("eager"):
+        ...     executor_name()
+        'eager'
+    """
+    _verify(name)
+    token = _current.set(name)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _verify(name: str) -> None:
+    if name not in EXECUTORS:
+        raise ValueError(f"Expected one of the executors {list(EXECUTORS)}, got {name!r}.")
+    if name == "numba" and not _has_numba():
+        raise ImportError("The numba executor needs numba. Install it with: pip install 'privopt[fast]'.")
+
+
+def executor_name() -> str:
+    """The executor in force."""
+    return _current.get() or _of_environment()
+
+
+@functools.cache
+def _of_environment() -> str:
+    name = os.environ.get("PRIVOPT_EXECUTOR", "auto")
+    _verify(name)
+    return name
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def steps_eagerly(backend: Backend, size: int) -> bool:
+    """Whether a step of this size is computed as it goes, without recording."""
+    name = executor_name()
+    if name in ("auto", "exact"):
+        # jax and tensorflow pay for every call, so they are traced at every size.
+        return size < SMALL and (name == "exact" or backend.name in ("numpy", "torch"))
+    return name == "eager"
+
+
+def run(job: Pass) -> list[Array]:
+    """Compute a program's outputs, into their targets where given; returns the arrays."""
+    if job.size == 0:
+        return blocked.run(job) if job.backend.name in ("numpy", "torch") else blocked.interpret(job, 0, 0)
+    name = executor_name()
+    if job.backend.name not in ("numpy", "torch"):
+        if name in ("exact", "eager", "blocked"):
+            return blocked.interpret(job, 0, job.size)
+        return _loaded("traced").run(job)  # type: ignore[no-any-return]
+    if job.backend.name == "torch":
+        return _run_torch(job, name)
+    if _overlaps(job):
+        return _through_copies(job)
+    return _run_numpy(job, name)
+
+
+def _run_numpy(job: Pass, name: str) -> list[Array]:
+    if name not in ("blocked", "eager") and _compilable(job):
+        done: list[Array] = _loaded("numba").run(job)
+        return done
+    return blocked.run(job)
+
+
+def _run_torch(job: Pass, name: str) -> list[Array]:
+    if job.device != "cpu":
+        if name in ("exact", "eager", "blocked"):
+            return _through_copies(job)
+        return _loaded("traced").run(job)  # type: ignore[no-any-return]
+    fused = name == "torch" or (name == "auto" and not _has_numba())
+    if fused:
+        done: list[Array] | None = _loaded("torch_fused").run(job)
+        if done is not None:
+            return done
+    if name == "traced":
+        return _loaded("traced").run(job)  # type: ignore[no-any-return]
+    if not set(job.program.dtypes) <= _COMPILED_DTYPES or any(op in _INEXACT for op, *_ in job.program.code):
+        # torch's own operations: numpy would round these differently in the last bit.
+        return _through_copies(job) if _overlaps(job) else blocked.run(job)
+    import torch
+
+    views = _as_numpy(job)
+    results = _through_copies(views) if _overlaps(views) else _run_numpy(views, name)
+    pairs = zip(job.into, results, strict=True)
+    return [torch.from_numpy(array) if target is None else target for target, array in pairs]
+
+
+def _as_numpy(job: Pass) -> Pass:
+    # One view per tensor, so that an array that is read and written is still seen as one.
+    views: dict[int, Array] = {}
+
+    def view(tensor: Array) -> Array:
+        found = views.get(id(tensor))
+        if found is None:
+            found = views[id(tensor)] = tensor.detach().numpy()
+        return found
+
+    return Pass(
+        named_backend("numpy"),
+        job.program,
+        [view(a) for a in job.arrays],
+        job.scalars,
+        job.points,
+        job.bounds,
+        [None if t is None else view(t) for t in job.into],
+        job.size,
+        job.device,
+    )
+
+
+def _compilable(job: Pass) -> bool:
+    return (
+        _has_numba()
+        and set(job.program.dtypes) <= _COMPILED_DTYPES
+        and not any(op in _INEXACT for op, *_ in job.program.code)
+    )
+
+
+def _overlaps(job: Pass) -> bool:
+    """Whether a target shares memory with another array without being that array."""
+    arrays = {id(a): a for a in [*job.arrays, *(t for t in job.into if t is not None)]}
+    if job.backend.name != "numpy":
+        spans = [(a.data_ptr(), a.data_ptr() + a.numel() * a.element_size()) for a in arrays.values()]
+        spans.sort()
+        return any(first[1] > second[0] for first, second in itertools.pairwise(spans))
+    distinct = list(arrays.values())
+    return any(
+        np.may_share_memory(target, other)
+        for target in job.into
+        if target is not None
+        for other in distinct
+        if other is not target
+    )
+
+
+def _through_copies(job: Pass) -> list[Array]:
+    """Compute everything before anything is written."""
+    results = blocked.interpret(job, 0, job.size)
+    pairs = zip(job.into, results, strict=True)
+    return [result if target is None else job.backend.assign(target, result) for target, result in pairs]
+
+
+def sum_products(backend: Backend, left: Array, right: Array | None) -> float:
+    """Inner product of two arrays, or the sum of one."""
+    compiled = _compiled_sums(backend, left, right)
+    if compiled is not None:
+        total: float = compiled.sum_products(*_both(backend, left, right))
+        return total
+    return backend.sum(left) if right is None else backend.dot(left, right)
+
+
+def segment_products(
+    backend: Backend, left: Array, right: Array | None, starts: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """The same for each segment."""
+    compiled = _compiled_sums(backend, left, right)
+    if compiled is not None:
+        sums: npt.NDArray[np.float64] = compiled.segment_products(*_both(backend, left, right), starts)
+        return sums
+    return backend.segment_dots(left, right, starts)
+
+
+def _compiled_sums(backend: Backend, left: Array, right: Array | None) -> Any:
+    """The compiled sums, where they apply: they add in the same order as `privopt.summation`."""
+    if executor_name() in ("eager", "blocked", "torch") or not _has_numba():
+        return None
+    if backend.name not in ("numpy", "torch"):
+        return None
+    for array in (left, right):
+        if array is not None:
+            shape, dtype, device = backend.describe(array)
+            if dtype not in ("float32", "float64") or device != "cpu" or shape[0] < SMALL:
+                return None
+    return _loaded("numba")
+
+
+def _both(backend: Backend, left: Array, right: Array | None) -> tuple[Any, Any]:
+    a = backend.to_numpy(left)
+    return a, None if right is None else a if right is left else backend.to_numpy(right)
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    """An executor's module, imported when it is first used: each may need a package of its own."""
+    import importlib
+
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,82 @@
+"""What a step records: floor 1, an expression as plain data that any executor can run.
+
+Instructions come from a fixed table of operations. Numbers are parameters, never part of the
+expression, so one compiled kernel serves every step of the same shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["BINARY", "UNARY", "Instruction", "Program", "pruned"]
+
+UNARY = frozenset({"neg", "abs", "sqrt", "sign", "exp", "log", "isfinite"})
+BINARY = frozenset(
+    {"add", "sub", "mul", "div", "pow", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne"}
+)
+
+Instruction = tuple[str | int, ...]
+"""One node of an expression. An operand >= 0 is a node, one < 0 the number ``scalars[-1 - operand]``.
+
+``("leaf", k)``: array k · ``("fill", s)``: a number everywhere · ``("spread", k)``: one number per segment ·
+``("cast", a)``: in the node's own dtype · ``(unary, a)`` · ``(binary, a, b)`` · ``("where", c, a, b)``.
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One pass over memory: instructions in order, the dtype of each node, and which nodes are kept.
+
+    Equal programs are interchangeable: a kernel compiled for one runs the other.
+
+    Attributes:
+        code: Instructions; only those that an output needs.
+        dtypes: Dtype of each node (numpy's spelling, or ``bfloat16``).
+        outputs: Nodes whose values are wanted.
+        segmented: Whether it reads one number per segment.
+    """
+
+    code: tuple[Instruction, ...]
+    dtypes: tuple[str, ...]
+    outputs: tuple[int, ...]
+    segmented: bool = field(default=False)
+
+
+def pruned(
+    code: list[Instruction], dtypes: list[str], outputs: tuple[int, ...]
+) -> tuple[Program, tuple[int, ...], tuple[int, ...]]:
+    """Keep what the outputs need; returns the program and which leaves and spreads it reads, in its order."""
+    live: set[int] = set()
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack += nodes_of(code[node])
+    number = {node: k for k, node in enumerate(sorted(live))}
+    leaves: dict[int, int] = {}
+    spreads: dict[int, int] = {}
+    kept: list[Instruction] = []
+    for node in sorted(live):
+        op, *operands = code[node]
+        if op == "leaf":
+            kept.append((op, leaves.setdefault(int(operands[0]), len(leaves))))
+        elif op == "spread":
+            kept.append((op, spreads.setdefault(int(operands[0]), len(spreads))))
+        else:
+            kept.append((op, *(number[int(x)] if int(x) >= 0 else int(x) for x in operands)))
+    program = Program(
+        tuple(kept),
+        tuple(dtypes[node] for node in sorted(live)),
+        tuple(number[node] for node in outputs),
+        bool(spreads),
+    )
+    return program, tuple(leaves), tuple(spreads)
+
+
+def nodes_of(instruction: Instruction) -> list[int]:
+    """The earlier nodes that an instruction reads."""
+    op, *operands = instruction
+    if op in ("leaf", "spread"):
+        return []
+    return [int(x) for x in operands if int(x) >= 0]

@@ -1,0 +1,438 @@
+"""Vectors that remember instead of computing: floor 2, what plug-ins see inside a step.
+
+Arithmetic on a `Recorded` adds a node to its `Tape`. Reductions (`norm`, `sum`, `dot`, `norms`) and access to
+the numbers themselves (`coefs`, `flatten`, anything that reads `buffers`) compute what they need at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from .backends import Array, Backend
+from .executors import Pass, run, segment_products, sum_products
+from .expression import Instruction, Program, pruned
+from .layout import Layout
+from .vector import PerTensor, Scalar, Vector
+
+__all__ = ["Borrowed", "Recorded", "Tape"]
+
+Dtypes = tuple[str, ...]
+_RESULTS: dict[tuple[Any, ...], Dtypes] = {}
+_PRUNED: dict[tuple[Any, ...], tuple[Program, tuple[int, ...], tuple[int, ...]]] = {}
+_KEPT_PROGRAMS = 4096
+
+
+class Borrowed(Vector):
+    """Somebody else's Vector, handed to a plug-in: in-place operations give it memory of its own first."""
+
+    __slots__ = ()
+    in_step: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, vector: Vector) -> Borrowed:
+        """Borrow a Vector."""
+        return cls(vector.layout, vector.buffers, vector._backend)
+
+    @property
+    def coefs(self) -> dict[str, Array]:
+        """Views on memory of its own, since they can be written to."""
+        self.buffers = tuple(map(self._backend.copy, self.buffers))
+        return super().coefs
+
+    def _write(self, sources: Sequence[Array]) -> None:
+        pairs = zip(sources, self.layout.blocks, strict=True)
+        self.buffers = tuple(
+            s if self._backend.describe(s)[1] == b.dtype else self._backend.cast(s, b.dtype) for s, b in pairs
+        )
+
+
+class Tape:
+    """The expression of one step, with the arrays and numbers it starts from.
+
+    Args:
+        like: Gives layout, framework, dtypes and devices.
+    """
+
+    def __init__(self, like: Vector) -> None:
+        self.backend: Backend = like._backend
+        self.layout = like.layout
+        self.code: list[Instruction] = []
+        self.dtypes: list[Dtypes] = []
+        self.scalars: list[float] = []
+        self.leaves: list[Vector] = []
+        self.spreads: list[PerTensor] = []
+        self.open = True
+        self._layouts: dict[Dtypes, Layout] = {tuple(b.dtype for b in like.layout.blocks): like.layout}
+        self._known: dict[int, int] = {}
+        self._sums: dict[tuple[int, int | None, Layout | None], Any] = {}
+
+    # ---- nodes -----------------------------------------------------------------------------------------
+
+    def emit(self, instruction: Instruction, dtypes: Dtypes) -> int:
+        """Add a node."""
+        if not self.open:
+            raise RuntimeError(
+                "Expected a Vector of the present step, got one that an earlier step recorded. "
+                "Declare what outlives a step with state(): `kept: Vector | None = state(None)`."
+            )
+        self.code.append(instruction)
+        self.dtypes.append(dtypes)
+        return len(self.code) - 1
+
+    def leaf(self, vector: Vector) -> int:
+        """The node of a Vector in memory; the same one each time."""
+        node = self._known.get(id(vector))
+        if node is None:
+            self.leaves.append(vector)  # keeps it alive, so that its id stays its own
+            dtypes = tuple(b.dtype for b in vector.layout.blocks)
+            node = self._known[id(vector)] = self.emit(("leaf", len(self.leaves) - 1), dtypes)
+            self._layouts.setdefault(dtypes, vector.layout)
+        return node
+
+    def recorded(self, node: int) -> Recorded:
+        """A Vector that stands for a node."""
+        vector = Recorded.__new__(Recorded)
+        vector._tape = self
+        vector._node = node
+        vector._out = None
+        vector._backend = self.backend
+        vector.layout = self.layout_of(node)
+        return vector
+
+    def layout_of(self, node: int) -> Layout:
+        """The model's layout with a node's dtypes."""
+        dtypes = self.dtypes[node]
+        found = self._layouts.get(dtypes)
+        if found is None:
+            devices = [b.device for b in self.layout.blocks]
+            found = self._layouts[dtypes] = self.layout.with_blocks(dtypes, devices)
+        return found
+
+    def number(self, value: float) -> int:
+        """The operand of a number."""
+        self.scalars.append(value)
+        return -len(self.scalars)
+
+    # ---- values ----------------------------------------------------------------------------------------
+
+    def evaluate(self, nodes: Sequence[int], targets: Sequence[Vector | None]) -> list[Vector]:
+        """Compute nodes in one pass, into the targets' memory where there is one of the same dtypes."""
+        found: list[list[Array]] = [[] for _ in nodes]
+        for block in range(len(self.layout.blocks)):
+            program, leaves, spreads = self._program(tuple(nodes), block)
+            arrays = [self.leaves[k].buffers[block] for k in leaves]
+            into = [None if t is None else t.buffers[block] for t in targets]
+            points, bounds = self._points(spreads, block)
+            where = self.layout.blocks[block]
+            results = run(
+                Pass(
+                    self.backend,
+                    program,
+                    arrays,
+                    self.scalars,
+                    points,
+                    bounds,
+                    into,
+                    where.size,
+                    where.device,
+                )
+            )
+            for column, array in zip(found, results, strict=True):
+                column.append(array)
+        vectors = []
+        for node, target, buffers in zip(nodes, targets, found, strict=True):
+            if target is None:
+                vectors.append(Vector(self.layout_of(node), buffers, self.backend))
+            else:
+                target.buffers = tuple(buffers)
+                vectors.append(target)
+        return vectors
+
+    def _program(
+        self, nodes: tuple[int, ...], block: int
+    ) -> tuple[Program, tuple[int, ...], tuple[int, ...]]:
+        key = (tuple(self.code), tuple(self.dtypes), nodes, block)
+        found = _PRUNED.get(key)
+        if found is None:
+            if len(_PRUNED) >= _KEPT_PROGRAMS:
+                _PRUNED.clear()  # a program whose shape changes in every step must not fill the memory
+            found = _PRUNED[key] = pruned(self.code, [d[block] for d in self.dtypes], nodes)
+        return found
+
+    def _points(self, spreads: Sequence[int], block: int) -> tuple[list[Any], Any]:
+        """Numbers per segment (all for the same segments) and the segments' bounds."""
+        if not spreads:
+            return [], None
+        chosen = [self.spreads[k] for k in spreads]
+        layout = max((p.layout for p in chosen), key=len)
+        _, starts = layout.places(block)
+        values = []
+        for point in chosen:
+            own, own_starts = point.layout.places(block)
+            part = point.values[own]
+            if len(part) != len(starts):
+                # Numbers per tensor beside numbers per row: repeat each for its tensor's rows.
+                part = part[np.searchsorted(own_starts, starts, side="right") - 1]
+            values.append(part)
+        return values, np.array([*starts, self.layout.blocks[block].size], np.int64)
+
+    def sums(self, left: int, right: int | None, segments: Layout | None) -> Any:
+        """Inner products of two nodes (or sums of one), over all or of each segment; kept for the step."""
+        key = (left, right, segments)
+        found = self._sums.get(key)
+        if found is None:
+            a = self._in_memory(left)
+            b = None if right is None else a if right == left else self._in_memory(right)
+            if segments is None:
+                parts = [None] * len(a.buffers) if b is None else b.buffers
+                found = math.fsum(
+                    sum_products(self.backend, x, y) for x, y in zip(a.buffers, parts, strict=True)
+                )
+            else:
+                values = np.zeros(len(segments))
+                for i, x in enumerate(a.buffers):
+                    places, starts = segments.places(i)
+                    y = None if b is None else b.buffers[i]
+                    values[places] = segment_products(self.backend, x, y, starts)
+                found = PerTensor(segments, values)
+            self._sums[key] = found
+        return found
+
+    def _in_memory(self, node: int) -> Vector:
+        """A node's values; what was computed here is a leaf from now on."""
+        op, *operands = self.code[node]
+        if op != "leaf":
+            vector = self.evaluate([node], [None])[0]
+            self.leaves.append(vector)
+            self.code[node] = ("leaf", len(self.leaves) - 1)
+            return vector
+        return self.leaves[int(operands[0])]
+
+
+def _result(backend: Backend, op: str, kinds: tuple[Any, ...]) -> str:
+    """The dtype that an operation gives, found by trying it on nothing."""
+    arrays = [backend.full(0, 0, k, "cpu") if isinstance(k, str) else k() for k in kinds]
+    if op == "where":
+        result = backend.where(*arrays)
+    elif len(arrays) == 1:
+        result = backend.unary(op, arrays[0])
+    else:
+        result = backend.binary(op, *arrays)
+    return backend.describe(result)[1]
+
+
+class Recorded(Vector):
+    """A Vector inside a step: it knows how it is computed, not its values.
+
+    Guarantees:
+        - What a plug-in does to it in place changes no memory of others.
+        - Reading its numbers (`coefs`, `flatten`, ...) gives copies; writing to those changes this Vector.
+        - Used after its step ended it raises RuntimeError.
+    """
+
+    __slots__ = ("_node", "_out", "_tape")
+    in_step: ClassVar[bool] = True
+    _tape: Tape
+    _node: int
+    _out: Vector | None
+
+    # The numbers: computed when asked for.
+    @property
+    def buffers(self) -> tuple[Array, ...]:
+        """The arrays, in memory of this Vector's own."""
+        if self._out is None:
+            if not self._tape.open:
+                self._tape.emit((), ())  # raises
+            op, *operands = self._tape.code[self._node]
+            if op == "leaf":
+                self._out = Vector.copy(self._tape.leaves[int(operands[0])])
+            else:
+                self._out = self._tape.evaluate([self._node], [None])[0]
+        return self._out.buffers
+
+    @buffers.setter
+    def buffers(self, value: tuple[Array, ...]) -> None:
+        self._out = Vector(self.layout, value, self._backend)
+
+    def use(self) -> int:
+        """The node that stands for the present values."""
+        if self._out is not None:
+            # Its memory was handed out and may be written to: what is recorded now uses today's values.
+            return self._tape.leaf(self._out.copy())
+        return self._node
+
+    def __repr__(self) -> str:
+        return f"Recorded({len(self.layout)} tensors, {self.size} entries, {self.framework})"
+
+    # ---- recording -------------------------------------------------------------------------------------
+
+    def _operand(self, other: object) -> tuple[int, Any] | None:
+        """The operand of the other side, and what stands for its dtype."""
+        kind = other.__class__
+        tape = self._tape
+        if kind is Recorded:
+            if other._tape is not tape:  # type: ignore[attr-defined]  # a Recorded
+                tape_of_other: Tape = other._tape  # type: ignore[attr-defined]
+                tape_of_other.emit((), ())  # raises where that step is over
+                raise RuntimeError("Expected Vectors of one step, got Vectors of two.")
+            if other.layout is not self.layout:  # type: ignore[attr-defined]
+                self._verify(other)  # type: ignore[arg-type]
+            node = other.use()  # type: ignore[attr-defined]
+            return node, tape.dtypes[node]
+        if kind is float or kind is int or kind is bool:
+            return tape.number(other), kind  # type: ignore[arg-type]
+        if isinstance(other, Vector):
+            self._verify(other)
+            if other._backend is not self._backend:
+                self._operands(other)  # raises
+            node = tape.leaf(other)
+            return node, tape.dtypes[node]
+        if isinstance(other, PerTensor):
+            if other.layout.names not in (self.layout.names, self.layout.rows.names):
+                raise ValueError(
+                    "Expected a PerTensor of this Vector's layout, got one that names other tensors."
+                )
+            tape.spreads.append(other)
+            dtypes = tuple(b.dtype for b in self.layout.blocks)
+            return tape.emit(("spread", len(tape.spreads) - 1), dtypes), dtypes
+        if isinstance(other, np.number | bool | int | float):
+            value = other.item() if isinstance(other, np.number) else other
+            return tape.number(value), type(value)
+        return None
+
+    def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
+        if operation == "pow" and not swap and isinstance(other, int | float):
+            # What frameworks do too, and these are exact where a general power is not.
+            if other == 1:
+                return self._tape.recorded(self.use())
+            if other == 2:
+                operation, other = "mul", self
+            elif other == 0.5:
+                return self._unary("sqrt")
+        node = self.use()
+        operand = self._operand(other)
+        if operand is None:
+            return NotImplemented  # type: ignore[no-any-return]
+        right, kind = operand
+        tape = self._tape
+        own = tape.dtypes[node]
+        key = (tape.backend.name, operation, own, kind, swap)
+        dtypes = _RESULTS.get(key)
+        if dtypes is None:
+            others = kind if isinstance(kind, tuple) else (kind,) * len(own)
+            pairs = [(b, a) if swap else (a, b) for a, b in zip(own, others, strict=True)]
+            dtypes = _RESULTS[key] = tuple(_result(tape.backend, operation, pair) for pair in pairs)
+        instruction = (operation, right, node) if swap else (operation, node, right)
+        return tape.recorded(tape.emit(instruction, dtypes))
+
+    def _unary(self, operation: str) -> Vector:
+        tape, node = self._tape, self.use()
+        own = tape.dtypes[node]
+        key = (tape.backend.name, operation, own)
+        dtypes = _RESULTS.get(key)
+        if dtypes is None:
+            dtypes = _RESULTS[key] = tuple(_result(tape.backend, operation, (a,)) for a in own)
+        return tape.recorded(tape.emit((operation, node), dtypes))
+
+    def where(self, then: Vector | Scalar, otherwise: Vector | Scalar) -> Vector:
+        """See `Vector.where`."""
+        tape, condition = self._tape, self.use()
+        sides = []
+        for side in (then, otherwise):
+            operand = self._operand(side)
+            if operand is None:
+                raise TypeError("Expected each choice to be a Vector or a number.")
+            sides.append(operand)
+        if all(node < 0 for node, _ in sides):
+            raise TypeError("Expected at least one of the two choices to be a Vector, got two numbers.")
+        (a, left), (b, right) = sides
+        key = (tape.backend.name, "where", tape.dtypes[condition], left, right)
+        dtypes = _RESULTS.get(key)
+        if dtypes is None:
+            count = len(self.layout.blocks)
+            columns = [x if isinstance(x, tuple) else (x,) * count for x in (left, right)]
+            rows = zip(tape.dtypes[condition], *columns, strict=True)
+            dtypes = _RESULTS[key] = tuple(_result(tape.backend, "where", row) for row in rows)
+        return tape.recorded(tape.emit(("where", condition, a, b), dtypes))
+
+    def keep(self, chosen: PerTensor) -> Vector:
+        """See `Vector.keep`."""
+        operand = self._operand(chosen)
+        assert operand is not None  # noqa: S101 - a PerTensor is always an operand
+        return (self._tape.recorded(operand[0]) != 0).where(self, 0.0)
+
+    def full_like(self, value: Scalar) -> Vector:
+        """See `Vector.full_like`."""
+        tape = self._tape
+        return tape.recorded(
+            tape.emit(("fill", tape.number(value)), tuple(b.dtype for b in self.layout.blocks))
+        )
+
+    def copy(self) -> Vector:
+        """The same values; a Vector in a step is never changed through another."""
+        return self._tape.recorded(self.use())
+
+    def astype(self, dtype: str) -> Vector:
+        """See `Vector.astype`."""
+        tape, node = self._tape, self.use()
+        dtypes = (dtype,) * len(self.layout.blocks)
+        return tape.recorded(node if tape.dtypes[node] == dtypes else tape.emit(("cast", node), dtypes))
+
+    def _in_place(self, operation: str, other: object) -> Self:
+        result = self._binary(operation, other)
+        if result is NotImplemented:
+            return NotImplemented  # type: ignore[no-any-return]
+        self._become(result)
+        return self
+
+    def assign(self, other: Vector) -> Self:
+        """See `Vector.assign`."""
+        self._verify(other)
+        if other._backend is not self._backend:
+            other = other.to(self)
+        operand = self._operand(other)
+        assert operand is not None  # noqa: S101 - a Vector is always an operand
+        self._become(self._tape.recorded(operand[0]))
+        return self
+
+    def _become(self, result: Vector) -> None:
+        """Take over values, in this Vector's dtypes."""
+        assert isinstance(result, Recorded)  # noqa: S101 - operations on a Recorded record
+        dtypes = tuple(b.dtype for b in self.layout.blocks)
+        node = result.use()
+        if self._tape.dtypes[node] != dtypes:
+            node = self._tape.emit(("cast", node), dtypes)
+        if self._out is None:
+            self._node = node
+        else:
+            # Views of its memory are about: they see the change, as they would outside a step.
+            source = self._tape.evaluate([node], [None])[0]
+            self._out._write(source.buffers)
+
+    # ---- reductions ------------------------------------------------------------------------------------
+
+    def sum(self) -> float:
+        """See `Vector.sum`."""
+        return float(self._tape.sums(self.use(), None, None))
+
+    def dot(self, other: Vector) -> float:
+        """See `Vector.dot`."""
+        operand = self._operand(other)
+        if operand is None or not isinstance(other, Vector):
+            raise TypeError(f"Expected a Vector, got {type(other).__name__}.")
+        return float(self._tape.sums(self.use(), operand[0], None))
+
+    def norm(self) -> float:
+        """See `Vector.norm`."""
+        node = self.use()
+        return math.sqrt(self._tape.sums(node, node, None))
+
+    def _per_segment(self, other: Vector | None, segments: Layout) -> PerTensor:
+        node = self.use()
+        operand = None if other is None else node if other is self else self._operand(other)[0]  # type: ignore[index]
+        found: PerTensor = self._tape.sums(node, operand, segments)
+        return found

@@ -1,0 +1,208 @@
+"""One step of an optimizer: part of floor 5, from bound states to numbers written, all of it or nothing.
+
+The plug-ins run on recorded (or borrowed) Vectors; what they leave in their declared states, and the new
+weights, are then written in one pass. Until that pass nothing that anybody else can see has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from .plugin import Plugin
+from .recording import Borrowed, Recorded, Tape
+from .vector import Vector
+
+__all__ = ["Owned", "Step", "uninterrupted"]
+
+Owned = dict[tuple[int, str], Vector]
+"""States in memory that the optimizer allocated, by plug-in (position) and name; others stay untouched."""
+
+
+class Step:
+    """Binds plug-ins' states to a step, and settles what the step left in them.
+
+    Args:
+        plugins: All plug-ins of the optimizer.
+        gradients: The gradients; never written to.
+        weights: The weights.
+        owned: See `Owned`; kept by the optimizer from step to step.
+        eager: Compute as it goes instead of recording.
+    """
+
+    def __init__(
+        self, plugins: Sequence[Plugin], gradients: Vector, weights: Vector, owned: Owned, *, eager: bool
+    ) -> None:
+        self._plugins = plugins
+        self._owned = owned
+        self._tape = None if eager else Tape(weights)
+        self._start: dict[tuple[int, str], Vector] = {}
+        self._seen: dict[int, Vector] = {}
+        self._inputs = (gradients, weights)
+        self.gradients = self._bound(gradients)
+        self.weights = self._bound(weights)
+
+    def _bound(self, vector: Vector) -> Vector:
+        self._seen[id(vector)] = vector
+        if self._tape is None:
+            return Borrowed.of(vector)
+        return self._tape.recorded(self._tape.leaf(vector))
+
+    def bind(self) -> None:
+        """Give every plug-in its Vector states as Vectors of this step."""
+        gradients, _ = self._inputs
+        for position, plugin in enumerate(self._plugins):
+            plugin._prepare(gradients)
+            attributes = plugin.__dict__
+            for field in plugin._state:
+                value = attributes.get(field.name)
+                if isinstance(value, Vector):
+                    self._start[position, field.name] = value
+                    attributes[field.name] = self._bound(value)
+
+    def settle(self, updates: Vector, *, in_place: bool) -> tuple[Callable[[], None], list[Vector]]:
+        """Check what the plug-ins left behind; returns the one call that changes memory, and its result.
+
+        The list is filled by the call: with the updates, or with the stepped weights where `in_place`.
+        """
+        states = self._left_behind()
+        if not isinstance(updates, Recorded | Borrowed | Vector):
+            raise TypeError(f"Expected the updates as a Vector, got {type(updates).__name__}.")
+        _, weights = self._inputs
+        if self._tape is None:
+            return self._settle_eagerly(updates, states, weights if in_place else None)
+        return self._settle_recorded(self._tape, updates, states, weights if in_place else None)
+
+    def _left_behind(self) -> dict[tuple[int, str], Vector]:
+        """The states that are Vectors now; refuses Vectors of this step anywhere else."""
+        found = {}
+        for position, plugin in enumerate(self._plugins):
+            declared = {field.name for field in plugin._state}
+            for name, value in plugin.__dict__.items():
+                if name in declared and isinstance(value, Vector):
+                    found[position, name] = value
+                elif _holds_step(value):
+                    raise TypeError(
+                        f"Expected what {plugin.name!r} keeps for the next step to be declared, got "
+                        f"a Vector of this step in {name!r}. Declare `{name}: Vector | None = state(None)`."
+                    )
+        return found
+
+    def _settle_recorded(
+        self, tape: Tape, updates: Vector, states: dict[tuple[int, str], Vector], weights: Vector | None
+    ) -> tuple[Callable[[], None], list[Vector]]:
+        if weights is not None:
+            updates = self.weights + updates
+        nodes = [_node(tape, updates)]
+        targets: list[Vector | None] = [_fitting(tape, nodes[0], weights)]
+        kept: list[tuple[int, str]] = []
+        unchanged: dict[tuple[int, str], Vector] = {}
+        for key, value in states.items():
+            node, start = _node(tape, value), self._start.get(key)
+            if start is not None and node == tape.leaf(start):
+                unchanged[key] = start
+                continue
+            nodes.append(node)
+            kept.append(key)
+            # Memory that somebody else may hold (a state set from outside) is not written to.
+            mine = start if start is not None and self._owned.get(key) is start else None
+            targets.append(_fitting(tape, node, mine))
+        result: list[Vector] = []
+
+        def commit() -> None:
+            written = tape.evaluate(nodes, targets)
+            tape.open = False
+            if weights is not None and written[0] is not weights:
+                weights.assign(written[0])
+            result.append(written[0] if weights is None else weights)
+            for key, vector in zip(kept, written[1:], strict=True):
+                self._keep(key, vector)
+            for key, vector in unchanged.items():
+                self._plugins[key[0]].__dict__[key[1]] = vector
+
+        return commit, result
+
+    def _settle_eagerly(
+        self, updates: Vector, states: dict[tuple[int, str], Vector], weights: Vector | None
+    ) -> tuple[Callable[[], None], list[Vector]]:
+        gradients, inputs = self._inputs
+        taken = {id(b) for v in (gradients, inputs) for b in v.buffers}
+        final: dict[tuple[int, str], tuple[Vector, bool]] = {}
+        for key, value in states.items():
+            start = self._start.get(key)
+            if start is not None and all(a is b for a, b in zip(value.buffers, start.buffers, strict=True)):
+                final[key] = start, False
+                taken.update(id(b) for b in start.buffers)
+        for key, value in states.items():
+            if key not in final:
+                # Two states, or a state and the caller's arrays, never share memory.
+                buffers = [value._backend.copy(b) if id(b) in taken else b for b in value.buffers]
+                final[key] = Vector(value.layout, buffers, value._backend), True
+                taken.update(map(id, buffers))
+        moved = updates if weights is None else weights + updates
+        if weights is None and any(id(b) in taken for b in moved.buffers):
+            moved = moved.copy()
+        result: list[Vector] = []
+
+        def commit() -> None:
+            if weights is None:
+                result.append(Vector(moved.layout, moved.buffers, moved._backend))
+            else:
+                weights._write(moved.buffers)
+                result.append(weights)
+            for key, (vector, new) in final.items():
+                if new:
+                    self._keep(key, vector)
+                else:
+                    self._plugins[key[0]].__dict__[key[1]] = vector
+
+        return commit, result
+
+    def _keep(self, key: tuple[int, str], vector: Vector) -> None:
+        self._owned[key] = vector
+        self._plugins[key[0]].__dict__[key[1]] = vector
+
+
+def _node(tape: Tape, value: Vector) -> int:
+    return value.use() if isinstance(value, Recorded) else tape.leaf(value)
+
+
+def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
+    """The target, if a node's values can be written into it as they are."""
+    if target is None or tuple(b.dtype for b in target.layout.blocks) != tape.dtypes[node]:
+        return None
+    return target
+
+
+def _holds_step(value: Any) -> bool:
+    if isinstance(value, Vector):
+        return value.in_step
+    if isinstance(value, dict):
+        return any(isinstance(x, Vector) and x.in_step for x in value.values())
+    if isinstance(value, list | tuple | set):
+        return any(isinstance(x, Vector) and x.in_step for x in value)
+    return False
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done: memory is then written wholly or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
