@@ -220,7 +220,8 @@ class NAdam(MomentsModule):
         amsgrad: Divide by the running maximum of the second moment (Reddi et al. 2018).
         eps: Added to the denominator, gradient units, >= 0.
         round_reset: Forget moments and step count when a round starts.
-        momentum_decay: How fast the momentum's warm-up ends, >= 0; at 0 it stays at half of `beta_1`.
+        momentum_decay: How fast the momentum's warm-up ends, >= 0; at 0 it stays at half of `beta_1`. One
+            number for all tensors.
 
     References:
         Dozat (2016), https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ; the defaults are torch's.
@@ -238,7 +239,7 @@ class NAdam(MomentsModule):
         self.observe(gradients)
         now: float = 1 - 0.96 ** (self.step * self.momentum_decay) / 2
         then: float = 1 - 0.96 ** ((self.step + 1) * self.momentum_decay) / 2
-        self.warmed *= now  # P_t without its power of beta_1
+        self.warmed = float(self.warmed * now)  # P_t without its power of beta_1
         product = self.beta_1**self.step * self.warmed
         ahead = (self.beta_1 * then / (1 - product * self.beta_1 * then)) * self.m
         here = ((1 - self.beta_1 * now) / (1 - product)) * gradients
@@ -254,7 +255,8 @@ class RAdam(MomentsModule):
 
     Args:
         beta_1: Share of the first moment kept each step, in [0, 1).
-        beta_2: Share of the second moment kept each step, in [0, 1); at 2/3 or below it never divides.
+        beta_2: Share of the second moment kept each step, in [0, 1); at 2/3 or below it never divides. One
+            number for all tensors.
         amsgrad: Divide by the running maximum of the second moment (Reddi et al. 2018).
         eps: Added to the root before the correction, gradient units, >= 0.
         round_reset: Forget moments and step count when a round starts.
