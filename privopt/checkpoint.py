@@ -93,7 +93,7 @@ def _storable(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
         return np.stack([array.real, array.imag], axis=-1)
     if dtype == "bfloat16":
         # The upper half of the float32 that numpy holds it as.
-        return (np.asarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return np.asarray(np.asarray(array, np.float32).view(np.uint32) >> 16, np.uint16)
     return array
 
 
@@ -147,7 +147,7 @@ def _restored(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
         joined.real, joined.imag = array[..., 0], array[..., 1]
         return joined
     if dtype == "bfloat16" and array.dtype == np.uint16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(array.astype(np.uint32) << 16).view(np.float32)
     return array
 
 

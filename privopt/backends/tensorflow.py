@@ -225,7 +225,9 @@ def _common(left: Any, right: Any) -> str:
 
 
 def _as(value: Any, dtype: str) -> Array:
-    return tf.cast(value, dtype) if isinstance(value, tf.Tensor) else tf.constant(value, dtype)
+    if isinstance(value, tf.Tensor):
+        return tf.cast(value, dtype)
+    return tf.constant(int(value) if isinstance(value, bool) else value, dtype)
 
 
 def _device_sums(left: Array, right: Array | None, starts: Sequence[int]) -> npt.NDArray[np.float64]:

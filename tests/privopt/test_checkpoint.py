@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from hypothesis.extra import numpy as npst
 from privopt import Vector
 from privopt.checkpoint import dump_state, load_state, read_state, write_atomic, write_state
 from tests.contracts import same_state
+from tests.privopt.frameworks import FRAMEWORKS, make, values
 
 SCALARS = (
     st.none()
@@ -47,11 +50,51 @@ def test_arrays_round_trip_with_shape_and_dtype(array: np.ndarray) -> None:
     np.testing.assert_array_equal(back, array)
 
 
-def test_bfloat16_comes_back_to_torch_exactly() -> None:
-    live = Vector.build({"w": torch.randn(50).bfloat16(), "s": torch.tensor(1.0)})
-    back = load_state(dump_state({"v": live}))["v"].to(live)
+EVERY_BFLOAT16 = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
+"""All bit patterns but those of NaN, whose payload no framework promises to keep."""
+EVERY_BFLOAT16 = EVERY_BFLOAT16[~np.isnan(EVERY_BFLOAT16)]
+
+
+@pytest.mark.parametrize("source", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize("target", ["torch", "jax", "tensorflow"])
+def test_every_bfloat16_comes_back_bit_for_bit_to_any_framework(source: str, target: str) -> None:
+    arrays = {"w": EVERY_BFLOAT16, "s": np.array(1.5)}
+    live, like = make(source, arrays, "bfloat16"), make(target, arrays, "bfloat16") * 0.0
+    data = dump_state({"v": live})
+    assert len(data) < 2.1 * live.size + 1000, "two bytes each"
+    back = load_state(data)["v"]
+    assert dump_state({"v": back}) == data
+    there = back.to(like)
+    assert there.framework == target
+    assert there.layout == live.layout
+    found = values(there)["w"].view(np.uint32)
+    np.testing.assert_array_equal(found, EVERY_BFLOAT16.view(np.uint32))
+    assert dump_state({"v": there}) == data
+
+
+def test_states_with_bfloat16_as_float32_are_still_read() -> None:
+    # Files of before it was stored as its own bits.
+    live = Vector.build({"w": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)})
+    as_before = safetensors.numpy.save(
+        {"/v:w": values(live)["w"]},
+        {
+            "privopt": json.dumps(
+                {"format": "privopt-state-1", "tree": {"v": {"$vector": live.layout.to_json()}}}
+            )
+        },
+    )
+    assert load_state(as_before)["v"].to(live).equals(live)
+
+
+@pytest.mark.parametrize("source", FRAMEWORKS)
+@pytest.mark.parametrize("target", FRAMEWORKS)
+def test_complex_numbers_come_back_to_any_framework(source: str, target: str) -> None:
+    arrays = {"w": np.array([[1 - 2j, -0.0 + 1e-30j]]), "s": np.array(3j), "e": np.ones((0, 2), complex)}
+    live, like = make(source, arrays, "complex64"), make(target, arrays, "complex64")
+    back = load_state(dump_state({"v": live}))["v"].to(like)
+    assert back.framework == target
     assert back.equals(live)
-    assert back.coefs["w"].dtype == torch.bfloat16
+    assert dump_state({"v": back}) == dump_state({"v": live})
 
 
 @pytest.mark.parametrize("bad", [object(), {"x": {1, 2}}, {"$v": 1}, {3: 1}])
