@@ -65,6 +65,9 @@ def federation(
     scaffold: bool = True,
     transport: Transport | None = None,
     client: Callable[[], Optimizer] | None = None,
+    server: Optimizer | None = None,
+    steps: int | Mapping[str, int] | None = 4,
+    sample_rate: float = 0.5,
     **options: Any,
 ) -> Federation:
     problems = problems or quadratics()
@@ -74,9 +77,9 @@ def federation(
         run="test",
         client_optimizer=client
         or (lambda: Optimizer(0.1, modules=["scaffold-client"] if scaffold else ["momentum"])),
-        server_optimizer=Optimizer(1.0, modules=["scaffold-server"] if scaffold else []),
-        steps=4,
-        sample_rate=0.5,
+        server_optimizer=server or Optimizer(1.0, modules=["scaffold-server"] if scaffold else []),
+        steps=steps,
+        sample_rate=sample_rate,
         masks=secagg.Policy(min_clients=min(5, len(problems))) if masks else None,
         transport=transport,
         **options,
