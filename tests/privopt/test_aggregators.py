@@ -189,7 +189,7 @@ def test_fednova_in_a_federation_reaches_the_point_of_its_closed_form(tmp_path: 
         sample_rate=1.0,
         aggregator="fednova",
     )
-    list(found.run(70))
+    list(found.run(100))
     assert np.abs(found.server.weights.coefs["w"] - expected).max() < 1e-6
 
 
