@@ -7,13 +7,17 @@ expression, so one compiled kernel serves every step of the same shape.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["BINARY", "UNARY", "Instruction", "Program", "pruned"]
+__all__ = ["BINARY", "INEXACT", "UNARY", "Instruction", "Program", "pruned"]
 
 UNARY = frozenset({"neg", "abs", "sqrt", "sign", "exp", "log", "isfinite"})
 BINARY = frozenset(
     {"add", "sub", "mul", "div", "pow", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne"}
 )
+
+INEXACT = frozenset({"exp", "log", "pow"})
+"""Operations whose last bit depends on the library that computes them."""
 
 Instruction = tuple[str | int, ...]
 """One node of an expression. An operand >= 0 is a node, one < 0 the number ``scalars[-1 - operand]``.
@@ -23,23 +27,26 @@ Instruction = tuple[str | int, ...]
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """One pass over memory: instructions in order, the dtype of each node, and which nodes are kept.
-
-    Equal programs are interchangeable: a kernel compiled for one runs the other.
 
     Attributes:
         code: Instructions; only those that an output needs.
         dtypes: Dtype of each node (numpy's spelling, or ``bfloat16``).
         outputs: Nodes whose values are wanted.
         segmented: Whether it reads one number per segment.
+        exact: Whether IEEE 754 settles every bit of its results.
+        kernels: What executors made of it, kept here because looking a program up costs more than running a
+            small one.
     """
 
     code: tuple[Instruction, ...]
     dtypes: tuple[str, ...]
     outputs: tuple[int, ...]
-    segmented: bool = field(default=False)
+    segmented: bool
+    exact: bool
+    kernels: dict[object, Any] = field(default_factory=dict, repr=False)
 
 
 def pruned(
@@ -69,7 +76,8 @@ def pruned(
         tuple(kept),
         tuple(dtypes[node] for node in sorted(live)),
         tuple(number[node] for node in outputs),
-        bool(spreads),
+        segmented=bool(spreads),
+        exact=not any(op in INEXACT for op, *_ in kept),
     )
     return program, tuple(leaves), tuple(spreads)
 

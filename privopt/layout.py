@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,8 @@ class Layout:
     """Names, shapes and places of the tensors of a model.
 
     Guarantees:
-        - Equal names, shapes, dtypes, devices and order give equal, equally hashed layouts.
+        - Equal names, shapes, dtypes, devices and order give equal, equally hashed layouts; those made by
+          `of` and `with_blocks` are even one object, so that comparing them costs nothing.
         - Within a block, tensors follow one another without gaps in the order of `tensors`.
 
     Attributes:
@@ -95,7 +97,9 @@ class Layout:
             spec = TensorSpec(name, tuple(int(n) for n in shape), block, sizes[block])
             sizes[block] += spec.size
             specs.append(spec)
-        return cls(tuple(specs), tuple(Block(d, v, n) for (d, v), n in zip(blocks, sizes, strict=True)))
+        return _interned(
+            cls(tuple(specs), tuple(Block(d, v, n) for (d, v), n in zip(blocks, sizes, strict=True)))
+        )
 
     @property
     def size(self) -> int:
@@ -123,7 +127,7 @@ class Layout:
             Block(dtype, device, block.size)
             for block, dtype, device in zip(self.blocks, dtypes, devices, strict=True)
         )
-        return Layout(self.tensors, blocks)
+        return _interned(Layout(self.tensors, blocks))
 
     def difference(self, other: Layout) -> str | None:
         """What first differs in names or shapes, in words; None where both can be combined.
@@ -207,3 +211,10 @@ class Layout:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name."""
         return {spec.name: spec.shape for spec in self.tensors}
+
+
+_known: weakref.WeakValueDictionary[Layout, Layout] = weakref.WeakValueDictionary()
+
+
+def _interned(layout: Layout) -> Layout:
+    return _known.setdefault(layout, layout)

@@ -15,7 +15,7 @@ import numpy as np
 from .backends import Array, Backend
 from .executors import Pass, run, segment_products, sum_products
 from .expression import Instruction, Program, pruned
-from .layout import Layout
+from .layout import Block, Layout
 from .vector import PerTensor, Scalar, Vector
 
 __all__ = ["Borrowed", "Recorded", "Tape"]
@@ -24,6 +24,9 @@ Dtypes = tuple[str, ...]
 _RESULTS: dict[tuple[Any, ...], Dtypes] = {}
 _PRUNED: dict[tuple[Any, ...], tuple[Program, tuple[int, ...], tuple[int, ...]]] = {}
 _KEPT_PROGRAMS = 4096
+
+
+_new = object.__new__
 
 
 class Borrowed(Vector):
@@ -95,12 +98,13 @@ class Tape:
 
     def recorded(self, node: int) -> Recorded:
         """A Vector that stands for a node."""
-        vector = Recorded.__new__(Recorded)
+        vector = _new(Recorded)
         vector._tape = self
         vector._node = node
         vector._out = None
         vector._backend = self.backend
-        vector.layout = self.layout_of(node)
+        layout = self._layouts.get(self.dtypes[node])
+        vector.layout = self.layout_of(node) if layout is None else layout
         return vector
 
     def layout_of(self, node: int) -> Layout:
@@ -189,18 +193,25 @@ class Tape:
             b = None if right is None else a if right == left else self._in_memory(right)
             if segments is None:
                 parts = [None] * len(a.buffers) if b is None else b.buffers
-                found = math.fsum(
-                    sum_products(self.backend, x, y) for x, y in zip(a.buffers, parts, strict=True)
-                )
+                rows = zip(a.buffers, parts, self._blocks(a, b), strict=True)
+                found = math.fsum(sum_products(self.backend, *row) for row in rows)
             else:
                 values = np.zeros(len(segments))
                 for i, x in enumerate(a.buffers):
                     places, starts = segments.places(i)
                     y = None if b is None else b.buffers[i]
-                    values[places] = segment_products(self.backend, x, y, starts)
+                    values[places] = segment_products(self.backend, x, y, starts, self._blocks(a, b)[i])
                 found = PerTensor(segments, values)
             self._sums[key] = found
         return found
+
+    @staticmethod
+    def _blocks(left: Vector, right: Vector | None) -> Sequence[Block]:
+        """Where two Vectors lie; of a dtype that no compiled sum takes where their dtypes differ."""
+        if right is None or right.layout is left.layout:
+            return left.layout.blocks
+        pairs = zip(left.layout.blocks, right.layout.blocks, strict=True)
+        return [a if a.dtype == b.dtype else Block("mixed", a.device, a.size) for a, b in pairs]
 
     def _in_memory(self, node: int) -> Vector:
         """A node's values; what was computed here is a leaf from now on."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, named_backend
+from ..layout import Block
 from . import blocked
 from .passes import Pass as Pass
 from .threads import num_threads as num_threads
@@ -44,11 +45,7 @@ EXECUTORS = ("auto", "exact", "eager", "blocked", "numba", "torch", "traced")
 SMALL = 1 << 14
 """Below this many entries a step is not recorded by default: calls, not memory, are what it costs."""
 
-_LOW_PRECISION = ("float16", "bfloat16")
 _COMPILED_DTYPES = frozenset({"float32", "float64", "bool"})
-_INEXACT = frozenset({"exp", "log", "pow"})
-"""Operations whose last bit depends on the library that computes them."""
-
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("privopt_executor", default="")
 
 
@@ -144,13 +141,14 @@ def _run_torch(job: Pass, name: str) -> list[Array]:
             return done
     if name == "traced":
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    if not set(job.program.dtypes) <= _COMPILED_DTYPES or any(op in _INEXACT for op, *_ in job.program.code):
+    if not (job.program.exact and _COMPILED_DTYPES.issuperset(job.program.dtypes)):
         # torch's own operations: numpy would round these differently in the last bit.
         return _through_copies(job) if _overlaps(job) else blocked.run(job)
     import torch
 
-    views = _as_numpy(job)
-    results = _through_copies(views) if _overlaps(views) else _run_numpy(views, name)
+    if _overlaps(job):
+        return _through_copies(job)
+    results = _run_numpy(_as_numpy(job), name)
     pairs = zip(job.into, results, strict=True)
     return [torch.from_numpy(array) if target is None else target for target, array in pairs]
 
@@ -162,7 +160,7 @@ def _as_numpy(job: Pass) -> Pass:
     def view(tensor: Array) -> Array:
         found = views.get(id(tensor))
         if found is None:
-            found = views[id(tensor)] = tensor.detach().numpy()
+            found = views[id(tensor)] = (tensor.detach() if tensor.requires_grad else tensor).numpy()
         return found
 
     return Pass(
@@ -179,11 +177,8 @@ def _as_numpy(job: Pass) -> Pass:
 
 
 def _compilable(job: Pass) -> bool:
-    return (
-        _has_numba()
-        and set(job.program.dtypes) <= _COMPILED_DTYPES
-        and not any(op in _INEXACT for op, *_ in job.program.code)
-    )
+    program = job.program
+    return program.exact and _COMPILED_DTYPES.issuperset(program.dtypes) and _has_numba()
 
 
 def _overlaps(job: Pass) -> bool:
@@ -210,9 +205,9 @@ def _through_copies(job: Pass) -> list[Array]:
     return [result if target is None else job.backend.assign(target, result) for target, result in pairs]
 
 
-def sum_products(backend: Backend, left: Array, right: Array | None) -> float:
-    """Inner product of two arrays, or the sum of one."""
-    compiled = _compiled_sums(backend, left, right)
+def sum_products(backend: Backend, left: Array, right: Array | None, where: Block) -> float:
+    """Inner product of two arrays (of the block's dtype and device), or the sum of one."""
+    compiled = _compiled_sums(backend, where)
     if compiled is not None:
         total: float = compiled.sum_products(*_both(backend, left, right))
         return total
@@ -220,27 +215,24 @@ def sum_products(backend: Backend, left: Array, right: Array | None) -> float:
 
 
 def segment_products(
-    backend: Backend, left: Array, right: Array | None, starts: Sequence[int]
+    backend: Backend, left: Array, right: Array | None, starts: Sequence[int], where: Block
 ) -> npt.NDArray[np.float64]:
     """The same for each segment."""
-    compiled = _compiled_sums(backend, left, right)
+    compiled = _compiled_sums(backend, where)
     if compiled is not None:
         sums: npt.NDArray[np.float64] = compiled.segment_products(*_both(backend, left, right), starts)
         return sums
     return backend.segment_dots(left, right, starts)
 
 
-def _compiled_sums(backend: Backend, left: Array, right: Array | None) -> Any:
+def _compiled_sums(backend: Backend, where: Block) -> Any:
     """The compiled sums, where they apply: they add in the same order as `privopt.summation`."""
     if executor_name() in ("eager", "blocked", "torch") or not _has_numba():
         return None
     if backend.name not in ("numpy", "torch"):
         return None
-    for array in (left, right):
-        if array is not None:
-            shape, dtype, device = backend.describe(array)
-            if dtype not in ("float32", "float64") or device != "cpu" or shape[0] < SMALL:
-                return None
+    if where.dtype not in ("float32", "float64") or where.device != "cpu" or where.size < SMALL:
+        return None
     return _loaded("numba")
 
 

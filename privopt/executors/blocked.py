@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +46,9 @@ def interpret(job: Pass, start: int, stop: int) -> list[Array]:
     backend, program = job.backend, job.program
     size = stop - start
     values: dict[int, Any] = {}
-    last = _last_uses(program)
+    last = program.kernels.get("last uses")
+    if last is None:
+        last = program.kernels["last uses"] = _last_uses(program)
     for node, (op, *operands) in enumerate(program.code):
         if op in UNARY or op in BINARY or op == "where":
             inputs = [values[x] if x >= 0 else job.scalars[-1 - x] for x in map(int, operands)]
@@ -75,7 +76,6 @@ def interpret(job: Pass, start: int, stop: int) -> list[Array]:
     return [backend.copy(values[k]) if k in leaves else values[k] for k in program.outputs]
 
 
-@functools.lru_cache(maxsize=1024)
 def _last_uses(program: Program) -> tuple[tuple[int, ...], ...]:
     last = dict(enumerate(range(len(program.code))))
     for node, instruction in enumerate(program.code):

@@ -42,7 +42,9 @@ def run(job: Pass) -> list[Array]:
         return _run_without_twins(job, targets)
     shared = tuple(places.get(id(target), -1) for target in targets)
     arrays = [*job.arrays, *(t for t, k in zip(targets, shared, strict=True) if k < 0)]
-    kernel = _kernel(program, shared)
+    kernel = program.kernels.get(shared)
+    if kernel is None:
+        kernel = program.kernels[shared] = compiled(source(program, shared))
     narrow = np.array(job.scalars, np.float64)
     with np.errstate(over="ignore"):
         numbers = (narrow.astype(np.float32), narrow)
@@ -179,11 +181,6 @@ def kernel(parts, firsts, counts, sums):
 _ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _CASTS = {"float32": "np.float32", "float64": "np.float64", "bool": "np.bool_"}
-
-
-@functools.lru_cache(maxsize=512)
-def _kernel(program: Program, shared: tuple[int, ...]) -> Callable[..., None]:
-    return compiled(source(program, shared))
 
 
 def source(program: Program, shared: tuple[int, ...]) -> str:
