@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dp
@@ -36,6 +36,8 @@ CONFIGS = {
     "elastic-net": st.fixed_dictionaries({"alpha": st.floats(0, 10), "l1_ratio": st.floats(0, 1)}),
     "ema-weights": st.fixed_dictionaries({"beta": UNIT, "round_reset": FLAG}),
     "ewma": st.fixed_dictionaries({"beta": UNIT, "round_reset": FLAG}),
+    "feddyn": st.fixed_dictionaries({"alpha": POSITIVE}),
+    "feddyn-server": st.fixed_dictionaries({"alpha": POSITIVE}),
     "fedprox": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
     "gaussian-noise": st.fixed_dictionaries({"std": st.floats(0, 10)}),
     "l2-clipping": st.fixed_dictionaries({"max_norm": POSITIVE}),
@@ -48,13 +50,15 @@ CONFIGS = {
     "lookahead": st.fixed_dictionaries(
         {"period": st.integers(1, 10), "alpha": st.floats(0.01, 1), "round_reset": FLAG}
     ),
+    "mime-lite-client": st.fixed_dictionaries({"beta": UNIT}),
+    "mime-lite-server": st.fixed_dictionaries({"beta": UNIT}),
     "momentum": st.fixed_dictionaries({"beta": UNIT, "nesterov": FLAG, "round_reset": FLAG}),
     "nadam": st.fixed_dictionaries({**MOMENTS, "momentum_decay": st.floats(0, 1)}),
     "normalize": st.fixed_dictionaries({"per_tensor": FLAG, "eps": EPS}),
     "radam": st.fixed_dictionaries(MOMENTS),
     "ridge": st.fixed_dictionaries({"alpha": st.floats(0, 10)}),
     "rmsprop": st.fixed_dictionaries({"beta": UNIT, "eps": EPS, "round_reset": FLAG}),
-    "scaffold-client": st.just({}),
+    "scaffold-client": st.fixed_dictionaries({"option": st.sampled_from([1, 2])}),
     "scaffold-server": st.just({}),
     "schedule-free": st.fixed_dictionaries({"beta": UNIT, "power": st.floats(0, 4), "round_reset": FLAG}),
     "sign": st.just({}),
@@ -85,6 +89,7 @@ def test_every_built_in_plug_in_is_under_contract() -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
+@settings(max_examples=25)
 @given(data=st.data())
 def test_config_round_trips_with_non_default_values(name: str, data: st.DataObject) -> None:
     contracts.assert_config_round_trips(BUILT_IN[name], data.draw(CONFIGS[name]))
