@@ -283,6 +283,16 @@ def test_reduce_on_plateau_leaves_out_reductions_too_small_to_matter_and_never_r
     assert last(base=0.1, min_rate=0.2) == 0.1
 
 
+@pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_no_improvement(metric: float) -> None:
+    schedule = ReduceOnPlateau(0.8, factor=0.5, patience=1)
+    for fed in (metric, 2.0, metric, 1.0, metric):
+        schedule.feed(fed)
+    assert (schedule.best, schedule.reductions) == (1.0, 0)
+    schedule.feed(metric)
+    assert schedule.advance() == 0.4
+
+
 # --- warm-up ------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +421,12 @@ def test_by_round_without_rounds_is_the_first_round_and_the_first_round_start_ch
     assert schedule.current == 0.4  # before any step: what it will have
 
 
+def test_a_rate_of_zero_is_a_rate_too() -> None:
+    schedule = CyclicTriangular(0.0, 1.0, rise=1)
+    assert (schedule.advance(), schedule.current) == (0.0, 0.0)
+    assert (schedule.advance(), schedule.current) == (1.0, 1.0)
+
+
 def test_a_round_without_steps_is_counted() -> None:
     schedule = Exponential(0.8, 0.5, by="round")
     for _ in range(3):
@@ -519,6 +535,23 @@ def test_a_state_that_does_not_fit_changes_nothing(name: str) -> None:
     with pytest.raises(ValueError, match="momentum"):
         schedule.set_state({**other.get_state(), "momentum": 1})
     assert schedule.get_state() == before
+
+
+def test_what_a_plateau_within_a_warm_up_knows_is_kept_or_forgotten_with_it() -> None:
+    def new() -> Warmup:
+        return Warmup(duration=4, then=ReduceOnPlateau(0.9, patience=1, factor=0.5))
+
+    schedule, other = new(), new()
+    list(train(schedule, 60))
+    list(train(other, 20))
+    before = schedule.get_state()
+    with pytest.raises(KeyError, match="steps_taken"):
+        schedule.set_state({k: v for k, v in other.get_state().items() if k != "steps_taken"})
+    with pytest.raises(KeyError, match="'reduce-on-plateau'"):
+        schedule.set_state({**other.get_state(), "then": {}})
+    assert schedule.get_state() == before != other.get_state()
+    schedule.reset()
+    assert schedule.get_state() == new().get_state() != before
 
 
 def test_attributes_kept_by_reference_undo_an_advance() -> None:
