@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from .aggregators import Aggregator
     from .plugin import OptiModule, Regularizer
     from .schedules import Schedule
 
@@ -134,6 +135,6 @@ def list_rate_schedulers() -> dict[str, type[Schedule]]:
     return SCHEDULES.table()
 
 
-def list_aggregators() -> dict[str, type]:
+def list_aggregators() -> dict[str, type[Aggregator]]:
     """All aggregators by name, third parties' included."""
     return AGGREGATORS.table()

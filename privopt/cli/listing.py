@@ -83,7 +83,7 @@ class PluginCard:
 
 def described() -> list[PluginCard]:
     """All plug-ins, table by table, each table by name; those of installed packages included."""
-    tables = [registry.OPTI_MODULES, registry.REGULARIZERS, registry.SCHEDULES]
+    tables = [registry.OPTI_MODULES, registry.REGULARIZERS, registry.SCHEDULES, registry.AGGREGATORS]
     return [_card(table.what, name, cls) for table in tables for name, cls in table.table().items()]
 
 

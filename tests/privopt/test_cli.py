@@ -105,6 +105,7 @@ def test_help_is_quick_and_loads_no_framework():
         (["modules", "adan"], 2, "Did you mean adam"),
         (["modules", "lasoo"], 2, "Did you mean lasso"),
         (["modules", "cosin"], 2, "Did you mean cosine"),
+        (["modules", "masked_mean"], 2, "Did you mean masked-mean"),
         (["train", "data.clients=2000"], 3, "2000 clients"),
         (["train", "dp.epsilon=0"], 4, "dp.epsilon = 0"),
         (["train", "dp.epsilon=-2"], 4, "dp.epsilon = -2"),
@@ -248,13 +249,14 @@ def test_modules_lists_every_plug_in_with_parameters_and_defaults(capsys):
     text = capsys.readouterr().out
     assert main(["modules", "--format", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    tables = [
-        registry.list_optim_modules(),
-        registry.list_optim_regularizers(),
-        registry.list_rate_schedulers(),
-    ]
-    assert [entry["name"] for entry in listed] == [name for table in tables for name in table]
-    assert list(dict.fromkeys(entry["kind"] for entry in listed)) == ["module", "regularizer", "schedule"]
+    tables = {
+        "module": registry.list_optim_modules(),
+        "regularizer": registry.list_optim_regularizers(),
+        "schedule": registry.list_rate_schedulers(),
+        "aggregator": registry.list_aggregators(),
+    }
+    expected = [(kind, name) for kind, table in tables.items() for name in table]
+    assert [(entry["kind"], entry["name"]) for entry in listed] == expected
     for entry in listed:
         assert f"  {entry['name']}" in text
         assert entry["summary"] in text
