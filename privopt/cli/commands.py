@@ -332,7 +332,9 @@ def _modules(options: argparse.Namespace) -> int:
                 console.say(plugin.text(full=full))
         console.say("")
     if not full:
-        console.say('In a configuration: modules = ["name", ["name", {parameter = value}]], aggregator = "name".')
+        console.say(
+            'In a configuration: modules = ["name", ["name", {parameter = value}]], aggregator = "name".'
+        )
     console.give([plugin.to_dict(full=full) for plugin in plugins])
     return OK
 
