@@ -314,6 +314,13 @@ def test_lookahead_goes_back_half_of_the_way_every_second_step() -> None:
     assert seen == [0.0, 0.0, -1.0, -1.0, -2.0, -2.0]
 
 
+def test_slow_weights_do_not_move_with_weights_that_a_loop_of_ones_own_changes_in_place() -> None:
+    module, weights, update = Lookahead(period=2, alpha=0.5), vector(1.0), vector(-1.0)
+    for _ in range(2):
+        weights += module.finish(update, weights)
+    assert weights.flatten().tolist() == [0.0]
+
+
 def test_lookahead_starts_from_each_rounds_weights_where_asked() -> None:
     optimizer = Optimizer(1.0, modules=[Lookahead(period=2, alpha=0.5, round_reset=True)])
     for first in (1.0, 100.0):
