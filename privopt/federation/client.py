@@ -273,8 +273,7 @@ class Client:
         values = self.aggregator.contribution(update, problem.num_samples, steps)
         if "metrics.loss" in self.schema:
             values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
-        tell(optimizer.plugins, "on_round_trained", problem.weights)
-        for name, collected in optimizer.collect_aux_var().items():
+        for name, collected in optimizer.collect_aux_var(problem.weights).items():
             values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
         return values
 

@@ -1,9 +1,8 @@
 """What plug-ins of the clients and of their server are told of each other and of the round: floor 6.
 
-A plug-in may define any of these hooks; where it does, a federation calls
+Beside what `Plugin` declares, a plug-in may define any of these hooks; where it does, a federation calls
 
 - ``on_weighting(weight, largest)``: before the first round, with what a client counts in the mean;
-- ``on_round_trained(weights)``: on a client, with the local weights after the round's last step;
 - ``on_update_sent(update)``: on a client, with the update as it will arrive, under masks clipped and rounded;
 - ``on_participation(share)``: on the server, before its step, with the share of all clients' weight;
 - ``verify_clients(optimizer)``: on the server, at the start, to check the clients' half.

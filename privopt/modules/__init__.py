@@ -15,6 +15,10 @@ from .adaptive import RMSProp as RMSProp
 from .adaptive import RMSProp as RMSPropModule
 from .adaptive import Yogi as Yogi
 from .adaptive import Yogi as YogiModule
+from .adaptive_clipping import AdaptiveClippingAuxVar as AdaptiveClippingAuxVar
+from .adaptive_clipping import AdaptiveClippingClient as AdaptiveClippingClient
+from .adaptive_clipping import AdaptiveClippingServer as AdaptiveClippingServer
+from .adaptive_clipping import AdaptiveClippingState as AdaptiveClippingState
 from .averaging import EMAWeights as EMAWeights
 from .averaging import EMAWeights as EMAWeightsModule
 from .averaging import Lookahead as Lookahead
@@ -73,6 +77,10 @@ __all__ = [
     "AdaGradModule",
     "Adam",
     "AdamModule",
+    "AdaptiveClippingAuxVar",
+    "AdaptiveClippingClient",
+    "AdaptiveClippingServer",
+    "AdaptiveClippingState",
     "Cautious",
     "CautiousModule",
     "Centralize",

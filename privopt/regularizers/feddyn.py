@@ -50,7 +50,6 @@ class FedDyn(Regularizer):
         return gradients - self.lagged + self.alpha * (weights - self.reference)
 
     def on_round_trained(self, weights: Vector) -> None:
-        """Called with the local weights after the round's last step."""
         if self.reference is not None:
             self.pending = self.lagged - self.alpha * (weights - self.reference)
 

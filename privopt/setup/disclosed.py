@@ -29,18 +29,19 @@ def disclosures(config: Config) -> list[str]:
 
 
 def _noise(spec: OptimizerSpec) -> list[str]:
-    """Noise modules of a chain: what their noise is worth by itself, nobody knows."""
-    from ..modules import NoiseModule
+    """Modules of a chain that add noise: what it is worth by itself, nobody knows."""
+    from ..modules import AdaptiveClippingClient, NoiseModule
     from ..registry import OPTI_MODULES
 
     found = []
     for plug_in in spec.modules:
         name, options = (plug_in, {}) if isinstance(plug_in, str) else plug_in
         cls = OPTI_MODULES.find(name)
-        if issubclass(cls, NoiseModule):
+        if issubclass(cls, NoiseModule | AdaptiveClippingClient):
             try:
                 module = cls(**options)
             except TypeError as error:
                 raise ValueError(f"Module {name!r}: {error}.") from error
-            found.append(f"{module.name}: {module.event.reason}")
+            if module.event is not None:
+                found.append(f"{module.name}: {module.event.reason}")
     return found

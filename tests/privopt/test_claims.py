@@ -77,8 +77,7 @@ def train(
             for _ in range(steps[i]):
                 slope = CURVATURES[i] * (local.coefs["w"] - CENTERS[i])
                 optimizer.step(Vector.build({"w": slope}), local)
-            tell(optimizer.plugins, "on_round_trained", local)
-            sent.append(optimizer.collect_aux_var())
+            sent.append(optimizer.collect_aux_var(local))
             optimizer.end_round(accepted=True)
             rows.append(how.contribution((local - weights).flatten(), samples[i], steps[i]))
         fields = how.fields(weights.size, 1.0, 16, max(counts), max(steps))
@@ -334,7 +333,7 @@ def test_an_aborted_round_leaves_feddyns_lagged_term_as_it_was() -> None:
         optimizer.start_round()
         local = start.copy()
         optimizer.step(Vector.build({"w": np.ones(2)}), local)
-        tell(optimizer.plugins, "on_round_trained", local)
+        optimizer.collect_aux_var(local)
         optimizer.end_round(accepted)
         kept.append(optimizer.get_state()["regularizers.0.feddyn"]["lagged"].flatten())
     np.testing.assert_allclose(kept[0], -2.0 * (0.0 - RATE * 1.0), rtol=1e-14)
