@@ -56,11 +56,14 @@ class Step:
         """Give every plug-in its Vector states as Vectors of this step."""
         gradients, _ = self._inputs
         for position, plugin in enumerate(self._plugins):
-            plugin._prepare(gradients)
             attributes = plugin.__dict__
-            for field in plugin._state:
+            before = [attributes.get(field.name) for field in plugin._state]
+            plugin._prepare(gradients)
+            for field, old in zip(plugin._state, before, strict=True):
                 value = attributes.get(field.name)
                 if isinstance(value, Vector):
+                    if value is not old:
+                        self._owned[position, field.name] = value  # made by `_prepare` a moment ago
                     self._start[position, field.name] = value
                     attributes[field.name] = self._bound(value)
 

@@ -17,7 +17,7 @@ __all__ = ["CHUNK", "LANES", "chunk_sums", "dot", "in_order", "segment_dots", "t
 
 CHUNK = 4096
 LANES = 32
-_PIECE = 16 * CHUNK
+_PIECE = 8 * CHUNK
 """Entries held in float64 at a time: they stay in cache."""
 
 Floats = npt.NDArray[np.float64]

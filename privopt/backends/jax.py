@@ -28,7 +28,7 @@ __all__ = ["BACKEND", "JaxBackend"]
 
 Array = jax.Array
 
-_UNARY: dict[str, Callable[[Array], Array]] = {
+UNARY: dict[str, Callable[[Array], Array]] = {
     "sqrt": jnp.sqrt,
     "sign": jnp.sign,
     "abs": jnp.abs,
@@ -37,7 +37,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "isfinite": jnp.isfinite,
     "neg": operator.neg,
 }
-_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -131,6 +131,9 @@ class JaxBackend:
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
         """An array of its own with the window's values: jax shares no memory between arrays."""
+        if _on_cpu(buffer):
+            # Through numpy again: XLA would compile a slice for every size of tensor.
+            return _put(np.asarray(buffer)[start:stop].reshape(shape), self.describe(buffer)[2])
         return jax.lax.dynamic_slice(buffer, (start,), (stop - start,)).reshape(shape)
 
     def full(self, size: int, value: float, dtype: str, device: str) -> Array:
@@ -156,14 +159,14 @@ class JaxBackend:
         return _put(np.array(array.reshape(-1), _dtype(dtype)), device)
 
     def unary(self, operation: str, buffer: Array) -> Array:
-        return _strong(_UNARY[operation](buffer))
+        return _strong(UNARY[operation](buffer))
 
     def binary(self, operation: str, left: Any, right: Any) -> Array:
         if operation == "pow" and isinstance(right, int | float) and kind(left.dtype.name) in "fc":
             short = _POWERS.get(float(right))
             if short is not None:
                 return _strong(short(left))
-        return _strong(_BINARY[operation](left, right))
+        return _strong(BINARY[operation](left, right))
 
     def where(self, condition: Array, left: Any, right: Any) -> Array:
         return _strong(jnp.where(condition, left, right))

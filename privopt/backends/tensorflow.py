@@ -28,7 +28,7 @@ __all__ = ["BACKEND", "TensorflowBackend"]
 Array = Any  # tf.Tensor, which is untyped
 
 _LOCAL = "/job:localhost/replica:0/task:0/device:"
-_UNARY: dict[str, Callable[[Array], Array]] = {
+UNARY: dict[str, Callable[[Array], Array]] = {
     "sqrt": tf.sqrt,
     "sign": tf.sign,
     "abs": tf.abs,
@@ -37,7 +37,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "isfinite": tf.math.is_finite,
     "neg": tf.negative,
 }
-_BINARY: dict[str, Callable[[Array, Array], Array]] = {
+BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "add": tf.add,
     "sub": tf.subtract,
     "mul": tf.multiply,
@@ -156,7 +156,7 @@ class TensorflowBackend:
         own = kind(buffer.dtype.name)
         if own == "f" or (own == "c" and operation != "isfinite"):
             with tf.device(buffer.device):
-                return _UNARY[operation](buffer)
+                return UNARY[operation](buffer)
         return self._by_numpy(NUMPY.unary(operation, self.to_numpy(buffer)), buffer)
 
     def binary(self, operation: str, left: Any, right: Any) -> Array:
@@ -170,7 +170,7 @@ class TensorflowBackend:
                 short = _POWERS.get(float(right))
                 if short is not None:
                     return short(left)
-            return _BINARY[operation](left, _as(right, common))
+            return BINARY[operation](left, _as(right, common))
 
     def where(self, condition: Array, left: Any, right: Any) -> Array:
         with tf.device(condition.device):

@@ -16,7 +16,7 @@ __all__ = ["BACKEND", "TorchBackend"]
 
 Array = torch.Tensor
 
-_UNARY: dict[str, Callable[[Array], Array]] = {
+UNARY: dict[str, Callable[[Array], Array]] = {
     "sqrt": lambda x: _sqrt(x),
     # Defined on complex numbers too; a NaN stays one, as in numpy.
     "sign": lambda x: torch.where(torch.isnan(x), x, torch.sgn(x)),
@@ -26,7 +26,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "isfinite": torch.isfinite,
     "neg": torch.neg,
 }
-_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -98,7 +98,7 @@ class TorchBackend:
         return torch.from_numpy(np.array(array).reshape(-1)).to(device=device, dtype=_dtype(dtype))
 
     def unary(self, operation: str, buffer: Array) -> Array:
-        return _UNARY[operation](buffer)
+        return UNARY[operation](buffer)
 
     def binary(self, operation: str, left: Any, right: Any) -> Array:
         result: Array
@@ -113,7 +113,7 @@ class TorchBackend:
             if operation == "div" and not isinstance(left, torch.Tensor) and right.is_floating_point():
                 # torch takes the reciprocal and multiplies: two roundings where one is due.
                 left = torch.tensor(left, dtype=right.dtype, device=right.device)
-            result = _BINARY[operation](left, right)
+            result = BINARY[operation](left, right)
         return result
 
     def where(self, condition: Array, left: Any, right: Any) -> Array:
