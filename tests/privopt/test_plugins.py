@@ -30,6 +30,12 @@ CONFIGS = {
     "adabelief": st.fixed_dictionaries(MOMENTS),
     "adagrad": st.fixed_dictionaries({"eps": EPS, "round_reset": FLAG}),
     "adam": st.fixed_dictionaries(MOMENTS),
+    "adaptive-clipping-client": st.fixed_dictionaries(
+        {"max_norm": POSITIVE, "count_noise": st.floats(0, 10)}
+    ),
+    "adaptive-clipping-server": st.fixed_dictionaries(
+        {"max_norm": POSITIVE, "quantile": st.floats(0, 1), "rate": POSITIVE}
+    ),
     "cautious": st.fixed_dictionaries({"eps": EPS}),
     "centralize": st.just({}),
     "clip-value": st.fixed_dictionaries({"max_value": POSITIVE}),
