@@ -197,9 +197,10 @@ class Optimizer:
             gradients = gradients.keep(active)
         for regularizer in self.regularizers:
             gradients = _verified(regularizer, regularizer.run(gradients, weights), weights)
+        given = {"weights": weights, "raw_gradients": gradients}
         for module in self.modules:
-            extra = (weights,) if module.takes_weights else ()
-            gradients = _verified(module, module.run(gradients, *extra), weights)
+            extra = {name: given[name] for name in module.takes}
+            gradients = _verified(module, module.run(gradients, **extra), weights)
         updates = gradients * -lrate
         if isinstance(w_decay, PerTensor) or w_decay:
             updates = updates - weights * w_decay

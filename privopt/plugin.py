@@ -297,13 +297,14 @@ class OptiModule(Plugin, register=False):
     needs_raw_gradients: ClassVar[bool] = False
     """A module that is wrong on clipped and noised gradients; private runs refuse it."""
 
-    takes_weights: ClassVar[bool] = False
-    """Whether `run` is given the weights: it is declared as ``run(self, gradients, weights)``."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """What `run` is given beside the gradients: ``weights``, ``raw_gradients``, as its parameters say."""
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "run" in cls.__dict__:
-            cls.takes_weights = "weights" in inspect.signature(cls.__dict__["run"]).parameters
+            known = inspect.signature(cls.__dict__["run"]).parameters
+            cls.takes = tuple(name for name in ("weights", "raw_gradients") if name in known)
         if register:
             OPTI_MODULES.add(cls)
 
@@ -314,7 +315,8 @@ class OptiModule(Plugin, register=False):
     def run(self, gradients: Vector, *args: Any, **kwargs: Any) -> Vector:
         """Return the altered gradients: same layout, only values change.
 
-        A module that declares ``run(self, gradients, weights)`` is given the weights too.
+        A module that declares more parameters is given them by name: `weights`, and `raw_gradients`, which
+        are those that entered the first module.
         """
         raise TypeError(f"Expected {type(self).__name__} to define run(self, gradients).")
 

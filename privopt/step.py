@@ -41,6 +41,7 @@ class Step:
         self._owned = owned
         self._tape = None if eager else Tape(weights)
         self._start: dict[tuple[int, str], Vector] = {}
+        self._before: dict[tuple[int, str], Sequence[Vector]] = {}
         self._seen: dict[int, Vector] = {}
         self._inputs = (gradients, weights)
         self.gradients = self._bound(gradients)
@@ -55,6 +56,13 @@ class Step:
     def bind(self) -> None:
         """Give every plug-in its Vector states as Vectors of this step."""
         gradients, _ = self._inputs
+        if self._tape is None:
+            self._before = {
+                (position, name): vectors
+                for position, plugin in enumerate(self._plugins)
+                for name, value in plugin.__dict__.items()
+                if (vectors := _vectors_in(value))
+            }
         for position, plugin in enumerate(self._plugins):
             attributes = plugin.__dict__
             before = [attributes.get(field.name) for field in plugin._state]
@@ -88,12 +96,18 @@ class Step:
             for name, value in plugin.__dict__.items():
                 if name in declared and isinstance(value, Vector):
                     found[position, name] = value
-                elif _holds_step(value):
+                elif self._is_of_this_step(_vectors_in(value), self._before.get((position, name), ())):
                     raise TypeError(
                         f"Expected what {plugin.name!r} keeps for the next step to be declared, got "
                         f"a Vector of this step in {name!r}. Declare `{name}: Vector | None = state(None)`."
                     )
         return found
+
+    def _is_of_this_step(self, vectors: Sequence[Vector], before: Sequence[Vector]) -> bool:
+        if self._tape is not None:
+            return any(vector.in_step for vector in vectors)
+        # Computed as it goes, a result looks like any Vector: new ones are this step's.
+        return any(all(vector is not old for old in before) for vector in vectors)
 
     def _settle_recorded(
         self, tape: Tape, updates: Vector, states: dict[tuple[int, str], Vector], weights: Vector | None
@@ -181,14 +195,14 @@ def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
     return target
 
 
-def _holds_step(value: Any) -> bool:
+def _vectors_in(value: Any) -> Sequence[Vector]:
     if isinstance(value, Vector):
-        return value.in_step
+        return (value,)
     if isinstance(value, dict):
-        return any(isinstance(x, Vector) and x.in_step for x in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(isinstance(x, Vector) and x.in_step for x in value)
-    return False
+        value = value.values()
+    elif not isinstance(value, list | tuple | set):
+        return ()
+    return [item for item in value if isinstance(item, Vector)]
 
 
 @contextlib.contextmanager

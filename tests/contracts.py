@@ -25,8 +25,8 @@ def run(plugin: Plugin, grads: Vector, weights: Vector) -> Vector:
     if isinstance(plugin, Regularizer):
         return plugin.run(grads, weights)
     assert isinstance(plugin, OptiModule)
-    extra = (weights,) if plugin.takes_weights else ()
-    return plugin.finish(plugin.run(grads, *extra), weights)
+    given = {"weights": weights, "raw_gradients": grads}
+    return plugin.finish(plugin.run(grads, **{name: given[name] for name in plugin.takes}), weights)
 
 
 def same_state(left: Any, right: Any) -> bool:

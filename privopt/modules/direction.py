@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..plugin import OptiModule, state
+from ..plugin import OptiModule
 from ..vector import Vector
 
 __all__ = ["Cautious", "Centralize", "Normalize", "Sign"]
@@ -61,14 +61,10 @@ class Normalize(OptiModule):
 class Cautious(OptiModule):
     """Drop the entries of the step that run against the gradient, and lengthen the rest (Liang et al. 2024).
 
-    Put it **before** the modules that it guards: ``modules=["cautious", "adam"]``. It passes what enters
-    it, remembers it until the end of the step, and compares with it what the step has become: where
-    an update ``u`` has the gradient's sign, or either is zero, the weights would not descend, so
-    ``u = 0`` there. What stays of each tensor is divided by the share that stays, or by `eps` where that
-    is larger. After the modules it guards it would compare a direction with itself and drop nothing.
-
-    The optimizer's decay is part of the update that is compared. To mask the modules' direction alone, as
-    the paper does, leave it at 0 or take the regularizer `ridge`.
+    Put it after the modules that it guards: ``modules=["adam", "cautious"]``. Where a direction and the
+    gradient that entered the first module differ in sign, or one is zero, the step would not descend
+    and the direction becomes 0. What stays of each tensor is divided by the share that stays, or by `eps`
+    where that is larger.
 
     Args:
         eps: Least share of a tensor to divide by, in (0, 1].
@@ -80,23 +76,13 @@ class Cautious(OptiModule):
 
     name = "cautious"
     eps: float = 1e-3
-    entered: Vector | None = state(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._expect(0 < self.eps <= 1, "0 < eps <= 1", eps=self.eps)
 
-    def run(self, gradients: Vector) -> Vector:
-        self.entered = gradients
-        return gradients
-
-    def finish(self, updates: Vector, weights: Vector) -> Vector:
-        if self.entered is None:
-            raise ValueError(
-                "Expected `run` before `finish` in each step of module 'cautious', got `finish`."
-            )
+    def run(self, gradients: Vector, raw_gradients: Vector) -> Vector:
         # Signs before their product: that of two small numbers may vanish. 1 to keep, 0 to drop.
-        mask = (-(updates.sign() * self.entered.sign())).maximum(0.0)
-        self.entered = None
-        kept, dropped = mask.norms() ** 2, (1 - mask).norms() ** 2
-        return updates * mask / (kept / (kept + dropped)).maximum(self.eps)
+        mask = (gradients.sign() * raw_gradients.sign()).maximum(0.0)
+        kept, dropped = mask.sums(), (1 - mask).sums()
+        return gradients * mask / (kept / (kept + dropped)).maximum(self.eps)

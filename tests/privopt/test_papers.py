@@ -19,7 +19,6 @@ from privopt.modules import (
     AdaBelief,
     AdaGrad,
     Adam,
-    Cautious,
     Centralize,
     EMAWeights,
     Ewma,
@@ -246,7 +245,7 @@ def test_cautious_steps_follow_their_paper() -> None:
     """Liang et al. 2024, Algorithm 1, with the scale of the published code, tensor by tensor."""
     adam = family("adam", 0.9, 0.7, 1e-3, amsgrad=False)
     weights = contracts.gradients(1000, SHAPES)
-    optimizer = Optimizer(0.03, modules=["cautious", ("adam", {"beta_2": 0.7, "eps": 1e-3})])
+    optimizer = Optimizer(0.03, modules=[("adam", {"beta_2": 0.7, "eps": 1e-3}), "cautious"])
     dropped = 0
     for step in range(1, 21):
         grads = contracts.gradients(step, SHAPES)
@@ -261,26 +260,20 @@ def test_cautious_steps_follow_their_paper() -> None:
 
 
 @settings(deadline=None)  # an executor may compile in the first step
-@given(seed=st.integers(0, 1000), w_decay=st.floats(0, 1))
-def test_no_entry_of_a_cautious_step_runs_against_its_gradient(seed: int, w_decay: float) -> None:
+@given(seed=st.integers(0, 1000))
+def test_no_entry_of_a_cautious_step_runs_against_its_gradient(seed: int) -> None:
     weights = contracts.gradients(seed, SHAPES)
-    optimizer = Optimizer(0.03, w_decay, modules=["cautious", "momentum"])
+    optimizer = Optimizer(0.03, modules=["l2-clipping", "momentum", "cautious"])
     for step in range(3):
         grads = contracts.gradients(seed + 1 + step, SHAPES)
         updates = optimizer.compute_updates(grads, weights)
         assert np.all(updates.flatten() * grads.flatten() <= 0)
-        assert optimizer.get_state()["modules.0.cautious"] == {"entered": None}
 
 
 def test_tiny_entries_that_agree_are_kept() -> None:
     grads = Vector.build({"w": np.full(4, 1e-30, np.float32)})
     optimizer = Optimizer(1.0, modules=["cautious"])
     assert optimizer.compute_updates(grads, grads).equals(-grads)
-
-
-def test_finishing_a_cautious_step_that_was_not_begun_is_refused() -> None:
-    with pytest.raises(ValueError, match="Expected `run` before `finish`"):
-        Cautious().finish(vector(1.0), vector(1.0))
 
 
 def test_averaged_weights_leave_the_training_alone_and_forget_by_rounds() -> None:
