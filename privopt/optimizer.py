@@ -197,6 +197,8 @@ class Optimizer:
             gradients = gradients.keep(active)
         for regularizer in self.regularizers:
             gradients = _verified(regularizer, regularizer.run(gradients, weights), weights)
+        if active is not None and self.regularizers:
+            gradients = gradients.keep(active)  # penalties on frozen tensors count for no norm
         given = {"weights": weights, "raw_gradients": gradients}
         for module in self.modules:
             extra = {name: given[name] for name in module.takes}
