@@ -229,6 +229,38 @@ class Vector:
         """Put values into this Vector's memory, or into new buffers where that cannot be written."""
         self.buffers = tuple(map(self._backend.assign, self.buffers, sources))
 
+    def pack(self, coefs: Mapping[str, Array]) -> Self:
+        """Write named arrays (a step's gradients, say) into this Vector's memory.
+
+        Args:
+            coefs: The arrays that `Vector.build` would take: all of this layout's, in any order. Other
+                dtypes are converted.
+
+        Raises:
+            ValueError: If a name is missing or too many, or an array has another shape; nothing is written
+                then.
+            TypeError: If one is no array of this framework; nothing is written then.
+        """
+        if coefs.keys() != set(self.layout.names):
+            missing = [n for n in self.layout.names if n not in coefs]
+            extra = [n for n in coefs if n not in self.layout.names]
+            raise ValueError(f"Expected the tensors of this layout, got none of {missing} and also {extra}.")
+        # Shapes alone: asking a framework for names of dtypes costs more than packing a small tensor.
+        for spec in self.layout:
+            array = coefs[spec.name]
+            if not self._backend.is_array(array):
+                got = type(array).__name__
+                raise TypeError(f"Expected an array of {self.framework} for {spec.name!r}, got {got}.")
+            if tuple(array.shape) != spec.shape:
+                raise ValueError(f"Expected {spec.name!r} of shape {spec.shape}, got {tuple(array.shape)}.")
+        self.buffers = tuple(
+            self._backend.pack(
+                [coefs[s.name] for s in self.layout.in_block(i)], block.dtype, block.device, self.buffers[i]
+            )
+            for i, block in enumerate(self.layout.blocks)
+        )
+        return self
+
     def astype(self, dtype: str) -> Vector:
         """The same values with every block in `dtype` (numpy's spelling, such as ``"float64"``)."""
         return self._of(self._backend.cast(b, dtype) for b in self.buffers)

@@ -22,7 +22,9 @@ class Backend(Protocol):
     """The operations on flat buffers that a Vector is made of.
 
     Every function takes and returns 1-D arrays of the backend's framework, keeps their
-    device, and treats Python scalars as weakly typed (float32 times 2.0 stays float32).
+    device, and treats Python scalars as weakly typed (float32 times 2.0 stays float32). Integers
+    combined with a fraction give a float: float64 in numpy and tensorflow, the default float in torch
+    and jax. Elementwise operations on floats may be called under the framework's compiler.
     """
 
     name: str
@@ -33,11 +35,11 @@ class Backend(Protocol):
     def describe(self, array: Array) -> tuple[tuple[int, ...], str, str]:
         """Shape, dtype name (numpy's spelling, or ``bfloat16``) and device name."""
 
-    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
-        """Copy arrays of one dtype and device into one new flat buffer."""
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
+        """Copy arrays of one dtype and device into one flat buffer: `out`'s memory, or new."""
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
-        """A window on the buffer that shares its memory."""
+        """A window on the buffer that shares its memory (a value of its own where arrays cannot be written)."""
 
     def full(self, size: int, value: float, dtype: str, device: str) -> Array:
         """A new flat buffer."""

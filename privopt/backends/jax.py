@@ -118,15 +118,15 @@ class JaxBackend:
         first = device.platform == "cpu" and device is jax.local_devices(backend="cpu")[0]
         return array.shape, array.dtype.name, "cpu" if first else f"{device.platform}:{device.id}"
 
-    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
         if not arrays or all(map(_on_cpu, arrays)):
             # Through numpy's zero-copy views: XLA would compile a concatenation for every new model.
-            out = np.empty(sum(a.size for a in arrays), _dtype(dtype))
+            packed = np.empty(sum(a.size for a in arrays), _dtype(dtype))
             start = 0
             for array in arrays:
-                out[start : start + array.size] = np.asarray(array).reshape(-1)
+                packed[start : start + array.size] = np.asarray(array).reshape(-1)
                 start += array.size
-            return _put(out, device)
+            return _put(packed, device)
         return jnp.concatenate([a.reshape(-1) for a in arrays], dtype=_dtype(dtype)).copy()
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:

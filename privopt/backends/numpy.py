@@ -54,8 +54,9 @@ class NumpyBackend:
             raise TypeError(f"Expected numbers, got an array of dtype {array.dtype}.")
         return array.shape, array.dtype.name, "cpu"
 
-    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
-        out = np.empty(sum(a.size for a in arrays), dtype)
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
+        if out is None:
+            out = np.empty(sum(a.size for a in arrays), dtype)
         start = 0
         for array in arrays:
             out[start : start + array.size] = np.reshape(array, -1)

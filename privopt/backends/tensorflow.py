@@ -110,7 +110,7 @@ class TensorflowBackend:
         short = device if "/" in device else device.lower().replace("cpu:0", "cpu")
         return tuple(tensor.shape), tensor.dtype.name, short
 
-    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
         with _on(device):
             if not arrays:
                 return tf.zeros([0], dtype)

@@ -67,11 +67,11 @@ class TorchBackend:
     def describe(self, array: Array) -> tuple[tuple[int, ...], str, str]:
         return tuple(array.shape), str(array.dtype).removeprefix("torch."), str(array.device)
 
-    def pack(self, arrays: Sequence[Array], dtype: str, device: str) -> Array:
+    def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
         with torch.no_grad():
             if not arrays:
                 return torch.empty(0, dtype=_dtype(dtype), device=device)
-            return torch.cat([a.detach().reshape(-1) for a in arrays])
+            return torch.cat([a.detach().reshape(-1) for a in arrays], out=out)
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
         return buffer[start:stop].view(shape)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import dp
 from privopt import Optimizer, OptiModule, Vector, state
@@ -171,3 +172,24 @@ def test_wrong_gradients_are_refused() -> None:
         optimizer.compute_updates(gradients(0, {"v": (1,)}), weights)
     with pytest.raises(TypeError, match="gradients as a Vector, got dict"):
         optimizer.compute_updates({}, weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_packing_writes_named_arrays_into_the_vectors_memory(framework: str) -> None:
+    grads, other = gradients(0, SHAPES), gradients(1, SHAPES)
+    if framework == "torch":
+        grads, other = (
+            Vector.build({k: torch.from_numpy(a) for k, a in v.coefs.items()}) for v in (grads, other)
+        )
+    memory = grads.buffers[0]
+    assert grads.pack(dict(reversed(other.coefs.items()))).equals(other)
+    assert grads.buffers[0] is memory or framework == "torch"
+    assert memory[0] == other.buffers[0][0]
+    before = grads.copy()
+    with pytest.raises(ValueError, match=r"none of \['b'\] and also \['c'\]"):
+        grads.pack({"w": other.coefs["w"], "c": other.coefs["b"]})
+    with pytest.raises(ValueError, match=r"'b' of shape \(3,\), got \(3, 2\)"):
+        grads.pack({"w": other.coefs["w"], "b": other.coefs["w"]})
+    with pytest.raises(TypeError, match=f"an array of {framework} for 'b', got list"):
+        grads.pack({"w": other.coefs["w"], "b": [1.0, 2.0, 3.0]})
+    assert grads.equals(before)
