@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 import dp
 from dp.random import Source, secure_source
 
@@ -17,6 +19,10 @@ from ..plugin import OptiModule, state
 from ..vector import Vector
 
 __all__ = ["GaussianNoise", "LaplaceNoise", "NoiseModule"]
+
+
+BLOCK = 1 << 16
+"""Entries drawn at a time."""
 
 
 class NoiseModule(OptiModule, register=False):
@@ -43,11 +49,17 @@ class NoiseModule(OptiModule, register=False):
     def run(self, gradients: Vector) -> Vector:
         label = f"{self.name}/{self.draws}"
         self.draws += 1
-        noise = self.draw(gradients.size, self._source.stream(label))
+        stream, size = self._source.stream(label), gradients.size
+        # Drawn in float64, block by block, and kept no wider than the gradients.
+        wide = any(block.dtype in ("float64", "complex128") for block in gradients.layout.blocks)
+        noise = np.empty(size, np.float64 if wide else np.float32)
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK, size)
+            noise[start:stop] = self.draw(stop - start, stream)
         return gradients + gradients.unflatten(noise)
 
     def draw(self, size: int, stream: Any) -> Any:
-        """Return `size` independent draws as a float64 array, taken from the stream."""
+        """Return `size` independent draws as a float64 array; called for each block, on one stream."""
         raise TypeError(f"Expected {type(self).__name__} to define draw(self, size, stream).")
 
     @property
