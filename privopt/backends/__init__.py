@@ -39,7 +39,7 @@ class Backend(Protocol):
         """Copy arrays of one dtype and device into one flat buffer: `out`'s memory, or new."""
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
-        """A window on the buffer that shares its memory (a value of its own where arrays cannot be written)."""
+        """A window on the buffer that shares its memory; a copy where arrays cannot be written."""
 
     def full(self, size: int, value: float, dtype: str, device: str) -> Array:
         """A new flat buffer."""
