@@ -52,8 +52,15 @@ class _DistinctArrays(compiler.Compiler):
         )
 
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _DistinctArrays}
+
+
 def compiled(text: str) -> Callable[..., None]:
-    """The function ``kernel`` that a text defines, compiled when it is first called."""
+    """The function ``kernel`` that a text defines, compiled when it is first called.
+
+    Guarantees:
+        - Damaged files in the cache, or a full disk, cost a compilation, never a step.
+    """
     with _lock:
         return _compiled(text)
 
@@ -61,26 +68,42 @@ def compiled(text: str) -> Callable[..., None]:
 @functools.lru_cache(maxsize=1024)
 def _compiled(text: str) -> Callable[..., None]:
     folder = cache_folder()
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _DistinctArrays}
     whole = f"import math\n\nimport numpy as np\n\n\n{text}"
-    if folder is not None:
+    if folder is None:
+        return _in_memory(whole)
+    try:
+        on_disk: Callable[..., None] = numba.njit(cache=True, **_OPTIONS)(_from_file(folder, whole))
+    except (OSError, RuntimeError):  # a full or read-only disk; numba raises RuntimeError
+        return _in_memory(whole)
+
+    def kernel(*arguments: Any) -> None:
         try:
-            function = _from_file(folder, whole)
-            found: Callable[..., None] = numba.njit(cache=True, **options)(function)
-        except (OSError, RuntimeError):  # a full or read-only disk; numba raises RuntimeError
-            pass
-        else:
-            return found
+            on_disk(*arguments)
+        except Exception:  # noqa: BLE001 - files that are not what was written fail in any way
+            # Kernels raise nothing of their own, so nothing was computed yet.
+            _drop(folder, _name(whole))
+            _in_memory(whole)(*arguments)
+
+    return kernel
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_memory(text: str) -> Callable[..., None]:
     space: dict[str, Any] = {}
-    exec(compile(whole, "<privopt kernel>", "exec"), space)  # the text is spelled by `numba.source`
-    in_memory: Callable[..., None] = numba.njit(**options)(space["kernel"])
-    return in_memory
+    exec(compile(text, "<privopt kernel>", "exec"), space)  # the text is spelled by `numba.source`
+    function: Callable[..., None] = numba.njit(**_OPTIONS)(space["kernel"])
+    return function
+
+
+def _name(text: str) -> str:
+    return f"k{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def _from_file(folder: Path, text: str) -> Callable[..., None]:
-    name = f"k{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    name = _name(text)
     path = folder / f"{name}.py"
     if not path.exists() or path.read_text() != text:
+        _drop(folder, name)
         # Whole or not at all, since another process may read it; after a crash it is written again.
         neighbour = folder / f".{name}.{secrets.token_hex(4)}"
         neighbour.write_text(text)
@@ -106,8 +129,12 @@ def _from_file(folder: Path, text: str) -> Callable[..., None]:
 def _drop_oldest(folder: Path) -> None:
     kernels = sorted(folder.glob("k*.py"), key=lambda p: p.stat().st_mtime)
     for old in kernels[:-KEPT]:
-        for path in [old, *(folder / "__pycache__").glob(f"{old.stem}.*")]:
-            path.unlink(missing_ok=True)
+        _drop(folder, old.stem)
+
+
+def _drop(folder: Path, name: str) -> None:
+    for path in [folder / f"{name}.py", *(folder / "__pycache__").glob(f"{name}.*")]:
+        path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path | None:

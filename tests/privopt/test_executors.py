@@ -1,0 +1,302 @@
+"""What the executors promise beyond eager's numbers: caches, compilers of frameworks, torch's kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from privopt import Optimizer, OptiModule, Vector, executor, state, summation
+from privopt.executors import sum_products, torch_fused
+from privopt.layout import Block
+
+SHAPES = {"w": (30, 20), "b": (7,), "long": (20000,)}
+
+
+def arrays(seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {k: rng.standard_normal(s).astype(dtype) for k, s in SHAPES.items()}
+
+
+def tensors(seed: int, dtype: str = "float32") -> Vector:
+    return Vector.build({k: torch.from_numpy(a) for k, a in arrays(seed, dtype).items()})
+
+
+# ---- sums in one order ------------------------------------------------------------------------------------
+
+
+def slow_sum(left: np.ndarray, right: np.ndarray) -> float:
+    """The order of `privopt.summation` spelled out, one entry at a time."""
+    total = 0.0
+    for start in range(0, left.size, 4096):
+        lanes = [0.0] * 32
+        for i in range(start, min(start + 4096, left.size)):
+            lanes[(i - start) % 32] += float(left[i]) * float(right[i])
+        half = 16
+        while half:
+            for lane in range(half):
+                lanes[lane] += lanes[lane + half]
+            half //= 2
+        total = lanes[0] if start == 0 else total + lanes[0]
+    return total
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 4095, 4096, 4097, 8192, 20001])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_sums_follow_the_documented_order(size: int, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    x, y = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    assert summation.dot(x, y) == slow_sum(x, y)
+    assert summation.total(x) == slow_sum(x, np.ones(size))
+    assert summation.dot(x, x) == pytest.approx(float(np.sum(x.astype("float64") ** 2)), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["numba", "blocked", "auto"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compiled_and_parallel_sums_are_the_same_bits(name: str, dtype: str) -> None:
+    x, y = arrays(0, dtype)["long"], arrays(1, dtype)["long"]
+    backend = Vector.build({"x": x})._backend
+    where = Block(dtype, "cpu", x.size)
+    with executor(name):
+        assert sum_products(backend, x, y, where) == slow_sum(x, y)
+        assert sum_products(backend, x, x, where) == slow_sum(x, x)
+        assert sum_products(backend, x, None, where) == slow_sum(x, np.ones(x.size))
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 5, 5, 10, 4106, 4107], list(range(0, 20000, 40))])
+def test_sums_of_segments_are_the_sums_of_their_entries(starts: list[int]) -> None:
+    x, y = arrays(0)["long"], arrays(1)["long"]
+    ends = [*starts[1:], x.size]
+    found = summation.segment_dots(x, y, starts)
+    assert found.tolist() == [summation.dot(x[a:b], y[a:b]) for a, b in zip(starts, ends, strict=True)]
+    compiled = pytest.importorskip("privopt.executors.numba")
+    np.testing.assert_array_equal(compiled.segment_products(x, y, starts), found)
+
+
+# ---- torch's fused kernels --------------------------------------------------------------------------------
+
+
+class MyAdam(OptiModule, register=False):
+    """Somebody's own Adam: what is recognised is the arithmetic."""
+
+    name = "my-adam"
+    rest: float = 0.2
+    first: Vector = state(0.0)
+    second: Vector = state(0.0)
+    count: int = state(0)
+
+    def run(self, gradients: Vector) -> Vector:
+        self.count += 1
+        self.first = 0.8 * self.first + self.rest * gradients
+        self.second = 0.95 * self.second + (1 - 0.95) * gradients * gradients
+        corrected = self.first / (1 - 0.8**self.count)
+        return corrected / ((self.second / (1 - 0.95**self.count)).sqrt() + 1e-3)
+
+
+def kernel_calls(monkeypatch: pytest.MonkeyPatch, modules: list[Any], dtype: str = "float32") -> int:
+    """How many steps of four ran in torch's kernels; asserts that they ended where eager's do."""
+    ran = []
+    for kernel in ("_fused_adamw_", "_fused_sgd_"):
+        real = getattr(torch, kernel)
+        monkeypatch.setattr(torch, kernel, lambda *a, _real=real, **k: (ran.append(1), _real(*a, **k)))
+    results = []
+    for name in ("eager", "torch"):
+        with executor(name):
+            optimizer = Optimizer(0.05, 0.01, modules=[m() if callable(m) else m for m in modules])
+            weights = tensors(0, dtype)
+            for step in range(4):
+                optimizer.step(tensors(step + 1, dtype), weights)
+        results.append(weights.flatten())
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=2e-6 if dtype == "float32" else 1e-14)
+    return len(ran)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ["adam"],
+        [("adam", {"beta_1": 0.8, "beta_2": 0.9, "eps": 1e-3})],
+        ["l2-global-clipping", "adam"],
+        ["momentum"],
+        [("momentum", {"nesterov": True, "beta": 0.7})],
+        ["l2-global-clipping", "momentum"],
+    ],
+    ids=str,
+)
+def test_chains_that_torch_has_kernels_for_run_in_them(
+    modules: list[Any], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernel_calls(monkeypatch, modules, dtype) == 4
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [("adam", {"amsgrad": True})],
+        ["l2-clipping", "adam"],
+        ["adam", "sign"],
+        ["adabelief"],
+        ["ewma"],
+        [lambda: MyAdam(rest=0.3)],
+    ],
+    ids=["amsgrad", "clipped by tensor", "signed", "adabelief", "ewma", "unlike shares"],
+)
+def test_chains_that_only_look_like_it_do_not(modules: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_calls(monkeypatch, modules) == 0
+
+
+def test_the_arithmetic_is_recognised_whoever_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_calls(monkeypatch, [lambda: MyAdam(rest=1 - 0.8)]) == 4
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 1000, 30_000])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.99), (0.9, 0.0), (0.5, 0.5)])
+def test_the_step_is_read_off_both_debiasing_factors(step: int, betas: tuple[float, float]) -> None:
+    numbers = {"beta_1": betas[0], "beta_2": betas[1]}
+    numbers |= {"debias_1": 1 - betas[0] ** step, "debias_2": 1 - betas[1] ** step}
+    found = torch_fused._step_of(numbers)
+    # Once a factor is 1 in floating point, any step that gives both factors is as good.
+    assert found is None or all(1 - b**found == 1 - b**step for b in betas)
+    if step < 50 and betas[0] and betas[1]:
+        assert found == step
+    assert torch_fused._step_of({**numbers, "debias_2": 0.123456}) is None
+
+
+# ---- compilers of frameworks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("framework", "modules", "regularizers"),
+    [
+        ("jax", ["l2-global-clipping", "adam"], ["fedprox"]),
+        ("jax", ["l2-clipping", "lamb", "cautious"], []),
+        ("jax", ["centralize", "lion", "lookahead"], ["lasso"]),
+        ("tensorflow", ["l2-clipping", "centralize", "lamb", "cautious"], ["lasso"]),
+    ],
+)
+def test_traced_steps_agree_with_eager_ones(
+    framework: str, modules: list[str], regularizers: list[str]
+) -> None:
+    pytest.importorskip(framework)
+
+    def vector(seed: int) -> Vector:
+        if framework == "jax":
+            import jax.numpy as jnp
+
+            return Vector.build({k: jnp.asarray(a) for k, a in arrays(seed).items()})
+        import tensorflow as tf
+
+        return Vector.build({k: tf.constant(a) for k, a in arrays(seed).items()})
+
+    results = []
+    for name in ("eager", "exact", "auto"):
+        with executor(name):
+            optimizer = Optimizer(0.05, 0.01, regularizers=regularizers, modules=modules)
+            weights = vector(0)
+            for step in range(5):
+                optimizer.step(vector(step + 1), weights)
+        results.append(weights.flatten())
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_allclose(results[2], results[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of torch's own parts
+def test_torch_compile_agrees_with_eager() -> None:
+    results = []
+    for name in ("eager", "traced"):
+        with executor(name):
+            optimizer = Optimizer(0.05, 0.01, modules=["l2-clipping", "adam", "cautious"])
+            weights = tensors(0)
+            for step in range(4):
+                optimizer.step(tensors(step + 1), weights)
+        results.append(weights.flatten())
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=2e-6)
+
+
+# ---- kernels on disk --------------------------------------------------------------------------------------
+
+TRAIN = """
+import sys, numpy as np
+from privopt import Optimizer, Vector, executor
+with executor("numba"):
+    optimizer = Optimizer(0.1, modules=["momentum"])
+    weights = Vector.build({"w": np.linspace(-1, 1, 100_000, dtype=np.float32)})
+    for step in range(3):
+        optimizer.step(weights.copy(), weights)
+print(repr(float(weights.sum())), repr(float(weights.norm())))
+"""
+
+
+def trained(**variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_kernels_are_kept_on_disk_and_mended(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    first = trained(PRIVOPT_CACHE_DIR=str(tmp_path))
+    folder = tmp_path / "kernels"
+    assert folder.stat().st_mode & 0o077 == 0
+    kept = sorted(folder.glob("k*.py"))
+    assert kept
+    compiled = {p: p.stat().st_mtime_ns for p in (folder / "__pycache__").iterdir()}
+    assert compiled
+    assert trained(PRIVOPT_CACHE_DIR=str(tmp_path)) == first
+    assert {p: p.stat().st_mtime_ns for p in (folder / "__pycache__").iterdir()} == compiled
+    kept[0].write_text("def kernel(*arguments): raise SystemExit(3)\n")  # a torn or altered file
+    for path in compiled:
+        path.write_bytes(path.read_bytes()[:-10])
+    assert trained(PRIVOPT_CACHE_DIR=str(tmp_path)) == first
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert trained(PRIVOPT_CACHE_DIR=str(tmp_path)) == trained(PRIVOPT_CACHE_DIR="")
+    assert list(folder.iterdir()) == []
+
+
+def test_the_folder_keeps_a_bounded_number_of_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = pytest.importorskip("privopt.executors.kernels")
+    monkeypatch.setenv("PRIVOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernels, "KEPT", 3)
+    folder = kernels.cache_folder()
+    for k in range(6):
+        kernels._from_file(folder, f"def kernel():\n    return {k}\n")
+        os.utime(next(p for p in folder.glob("k*.py") if f"return {k}" in p.read_text()), (k, k))
+    left = sorted(p.read_text().split()[-1] for p in folder.glob("k*.py"))
+    assert left == ["3", "4", "5"]
+    assert all(not p.name.startswith(".") for p in folder.iterdir())
+
+
+def test_importing_privopt_compiles_nothing() -> None:
+    code = "import sys, privopt; print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_a_missing_numba_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from privopt import executors
+
+    monkeypatch.setattr(executors, "_has_numba", lambda: False)
+    with pytest.raises(ImportError, match=r"pip install 'privopt\[fast\]'"), executor("numba"):
+        pass
