@@ -19,13 +19,14 @@ import secagg
 
 from ..aggregators import Aggregator, make_aggregator
 from ..optimizer import Optimizer
+from ..setup.tables import MOST_STEPS
 from ..vector import Vector
 from .client import Client
 from .home import Home
 from .privacy import Policy, Privacy, PrivacyPlan
 from .problem import Problem
-from .schema import MOST_STEPS
 from .server import RoundReport, Server
+from .settings import Selection
 
 __all__ = ["Federation", "build_federation"]
 
@@ -45,6 +46,13 @@ class Federation:
         transport: Delivers a message to a client and returns its answer; a lost one raises
             ConnectionError. A plain call by default.
         need: Fewest clients without which no round can open.
+        selection: Which clients are asked in a round; all by default.
+
+    Raises:
+        ValueError: If fewer are to be asked than a round needs.
+
+    Attributes:
+        out: Clients that said that their budget is spent: a selection passes them over.
     """
 
     def __init__(
@@ -54,7 +62,15 @@ class Federation:
         *,
         transport: Transport | None = None,
         need: int = 1,
+        selection: Selection | None = None,
     ) -> None:
+        self.selection = selection or Selection()
+        if self.selection.clients is not None and self.selection.clients < need:
+            raise ValueError(
+                f"Expected a selection of at least {need} clients, got {self.selection.clients}: a round "
+                "needs as many. Ask more, or lower min_clients."
+            )
+        self.out: set[str] = set()
         self.clients = {client.id: client for client in clients}
         self.server = server
         self.need = need
@@ -89,9 +105,10 @@ class Federation:
         """One round, from the offer to the step; a round that fails is reported as aborted."""
         started = time.perf_counter()
         server = self.server
-        begin = server.begin()
+        asked = self._select()
+        begin = server.begin(asked)
         try:
-            self._ask(self.clients, begin)
+            self._ask(asked, begin)
             roster = server.roster()
             if roster is not None:
                 self._ask({name: self.clients[name] for name in sorted(server.ready)}, roster)
@@ -103,7 +120,22 @@ class Federation:
             server.abort("stopped")
             raise
         self.seconds = time.perf_counter() - started
+        for name, client in report.clients.items():
+            if client.status == "stopped":
+                self.out.add(name)
+            elif client.status != "idle":
+                self.out.discard(name)  # its budget was raised
+            elif name in self.out:
+                client.status = "stopped"
         return report
+
+    def _select(self) -> Mapping[str, Client]:
+        """The clients of the next round. Where all are asked, so are those that stopped."""
+        if self.selection.how == "all":
+            return self.clients
+        able = {name: c.problem.num_samples for name, c in self.clients.items() if name not in self.out}
+        chosen = self.selection.choose(self.server.round + 1, able)
+        return {name: self.clients[name] for name in chosen} or self.clients
 
     def _ask(self, clients: Mapping[str, Client], message: bytes) -> None:
         for client in clients.values():
@@ -155,6 +187,7 @@ def build_federation(
     bound: float | str = "adaptive",
     dataset: Callable[[str], str] = str,
     transport: Transport | None = None,
+    selection: Selection | None = None,
 ) -> Federation:
     """Put clients and a server together: homes, keys, pinned roster, ledgers and budgets.
 
@@ -187,9 +220,10 @@ def build_federation(
         bound: Bound on an entry of the update, or ``"adaptive"``.
         dataset: Name of a client's dataset in its ledger.
         transport: See `Federation`.
+        selection: See `Federation`; the privacy plan is not made smaller by it.
 
     Raises:
-        ValueError: If there is no client, or optimizers do not fit together.
+        ValueError: If there is no client, or optimizers or settings do not fit together.
         dp.PrivacyParameterError: If seconds end a private round, a plan is weaker than a client's policy, or
             delta too large for it.
     """
@@ -275,7 +309,7 @@ def build_federation(
         loss=plan is None or "loss" in disclose,
     )
     need = masks.min_clients if masks is not None else 1
-    federation = Federation(clients, server, transport=transport, need=need)
+    federation = Federation(clients, server, transport=transport, need=need, selection=selection)
     if temporary is not None:
         weakref.finalize(federation, shutil.rmtree, temporary, ignore_errors=True)
     return federation

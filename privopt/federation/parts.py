@@ -24,6 +24,7 @@ from .federation import Federation, Transport, build_federation, verify_delta
 from .privacy import PrivacyPlan
 from .problem import TorchProblem
 from .schema import round_schema
+from .settings import EarlyStop, Selection
 
 __all__ = ["Parts", "make_optimizer"]
 
@@ -115,6 +116,12 @@ class Parts:
             loss=not config.dp.enabled or "loss" in config.dp.disclose,
         )
 
+    @property
+    def stop(self) -> EarlyStop | None:
+        """When the run ends early; None where it does not."""
+        stop = self.config.server.stop
+        return None if stop.metric is None else EarlyStop(stop.metric, stop.patience, stop.min_change)
+
     def masks(self) -> secagg.Policy | None:
         """Policy of the masked rounds; None where values travel in clear."""
         wanted = self.config.masks
@@ -135,11 +142,13 @@ class Parts:
         problems = {name: TorchProblem(self.model(), c.x, c.y) for name, c in clients.items()}
         test = self.data.test or (np.zeros((0, *self.data.input_shape), np.float32), np.zeros(0, np.int64))
         central = TorchProblem(self.model(), *test)
+        chosen = config.server.selection
         federation = build_federation(
             problems,
             client_optimizer=functools.partial(make_optimizer, config.client.optimizer),
             server_optimizer=make_optimizer(config.server.optimizer),
             steps=self.steps,
+            seconds=config.client.effort.seconds,
             weights=central.weights,
             homes=homes,
             server_home=server_home,
@@ -156,6 +165,7 @@ class Parts:
             bound=config.masks.bound,
             dataset=self.dataset,
             transport=transport,
+            selection=Selection(chosen.how, chosen.clients, config.seed),
         )
         return federation, central
 

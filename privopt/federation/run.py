@@ -295,11 +295,16 @@ class _Run:
         kept = b"".join(text + b"\n" for text in lines[: len(self.rounds)])
         write_atomic(metrics, kept)
         self.last = self.rounds[-1] if self.rounds else {}
+        told = self.last.get("clients", {}).items()
+        self.federation.out = {name for name, client in told if client["status"] == "stopped"}
         self._write_run()
 
     def _record(self, report: RoundReport) -> dict[str, Any]:
         scores = self._evaluate()
         plan, steps = self.parts.plan, self.parts.steps
+        timed = (
+            self.parts.config.client.effort.seconds is not None
+        )  # then nobody but a client knows its steps
         line = {
             "round": report.round,
             "status": report.status,
@@ -311,7 +316,9 @@ class _Run:
                 name: {
                     "status": client.status,
                     "epsilon": client.epsilon if client.epsilon is not None else self._epsilon_before(name),
-                    "steps": self._steps_before(name)
+                    "steps": None
+                    if timed
+                    else self._steps_before(name)
                     + (sum(r["steps"] for r in client.releases) if plan else steps * (client.status == "ok")),
                 }
                 for name, client in report.clients.items()
@@ -352,16 +359,26 @@ class _Run:
         config = self.parts.config
         self.observer.started({**self.facts, "config": json.loads(configs.to_json(config))})
         with self.federation:
-            for report in self.federation.run(config.rounds):
+            for report in () if self._ended() else self.federation.run(config.rounds):
                 self.observer.round_done(self._record(report))
+                if self._ended():
+                    break
             self._record_unheard()
             self._export_ledgers()
         self._verify_result()
         if config.twin and self.parts.data.built_in and (config.dp.enabled or config.masks.enabled):
-            accuracy = _twin(config)
+            rounds = self.federation.server.round if self._ended() else config.rounds
+            accuracy = _twin(config, rounds)
             self.facts["twin"] = {"accuracy": accuracy}
             self.observer.twin_done({"accuracy": accuracy})
         return self._finish()
+
+    def _ended(self) -> bool:
+        """Whether the rounds so far, as they are recorded, end the run early."""
+        stop = self.parts.stop
+        if stop is None:
+            return False
+        return stop.reached([line[stop.metric] for line in self.rounds if line["status"] == "ok"])
 
     def _record_unheard(self) -> None:
         """Releases whose answer was lost in the last round: no later message tells of them."""
@@ -432,7 +449,7 @@ class _Run:
         return outcome
 
 
-def _twin(config: Config) -> float | None:
+def _twin(config: Config, rounds: int) -> float | None:
     """Accuracy of the same run without privacy: no clipping, no noise, no masks. Public data only."""
     plain = msgspec.structs.replace(
         config,
@@ -444,7 +461,7 @@ def _twin(config: Config) -> float | None:
         federation, central = parts.federation(
             "twin", lambda name: folder / name, folder / "server", None, None
         )
-        for _ in federation.run(plain.rounds):
+        for _ in federation.run(rounds):
             pass
     return None if parts.data.test is None else central.evaluate(*parts.data.test)[0]
 

@@ -10,14 +10,13 @@ from secagg.reductions import Averaged, Reduction
 from ..aggregators import Aggregator, Mean
 from ..layout import Layout
 from ..optimizer import Optimizer
+from ..setup.tables import MOST_STEPS
 
-__all__ = ["MOST_STEPS", "round_schema"]
+__all__ = ["round_schema"]
 
 FIRST_BOUND = 4.0
 """Adaptive bound of the first update: generous, since clipping biases a mean and coarse rounding does not."""
 LOSS_BOUND = 64.0
-MOST_STEPS = 1 << 20
-"""Most steps of a round whose steps are not known before it: where time is what ends it."""
 
 
 def round_schema(

@@ -7,7 +7,7 @@ client's ledger says it released.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class ClientReport:
 
     Attributes:
         status: ``"ok"`` (took part), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is
-            weaker than its policy), ``"failed"`` (no answer, or a bad one).
+            weaker than its policy), ``"failed"`` (no answer, or a bad one), ``"idle"`` (not asked).
         epsilon: What its ledger says this run has spent; None without DP.
         releases: What it has released and the server had not recorded yet.
     """
@@ -147,6 +147,7 @@ class Server:
         self._session = secrets.token_bytes(16)
         self._secure = self._masked_rounds({})
         self._clear: dict[str, dict[str, Any]] = {}
+        self._asked: frozenset[str] = frozenset()
         self._answered: set[str] = set()
         self._ready: set[str] = set()
         self._submitted: set[str] = set()
@@ -169,10 +170,22 @@ class Server:
 
     # ---- a round ----------------------------------------------------------------------------------------
 
-    def begin(self) -> bytes:
-        """Open the next round; returns the message for every client."""
+    def begin(self, asked: Collection[str] | None = None) -> bytes:
+        """Open the next round; returns the message for every client that is asked.
+
+        Args:
+            asked: Ids of the clients that may take part; all of the roster by default.
+
+        Raises:
+            ValueError: If one is not in the roster, or there is none.
+        """
         number = self.round + 1
-        self._report = RoundReport(number, clients={name: ClientReport() for name in self._roster.clients})
+        asked = frozenset(self._roster.clients if asked is None else asked)
+        if not asked or not asked <= self._roster.clients.keys():
+            raise ValueError(f"Expected clients of the roster to ask, got {sorted(asked)}.")
+        idle = {name: ClientReport("idle") for name in self._roster.clients if name not in asked}
+        clients = {name: idle.get(name) or ClientReport() for name in self._roster.clients}
+        self._asked, self._report = asked, RoundReport(number, clients=clients)
         self._clear, self._answered, self._ready, self._submitted = {}, set(), set(), set()
         aux = {name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()}
         message = Begin(
@@ -192,7 +205,7 @@ class Server:
             offer = self._secure.open(number, context=message.context())
             message = msgspec.structs.replace(message, offer=offer)
         data = sealed(message, self._identity)
-        self._report.bytes_down += len(data) * len(self._roster.clients)
+        self._report.bytes_down += len(data) * len(asked)
         return data
 
     def receive(self, data: bytes) -> str:
@@ -219,6 +232,8 @@ class Server:
 
     def _take_answer(self, client: str, message: Ready | Clear | Stopped) -> None:
         """One of these a client and round; all of it is checked before any of it counts."""
+        if client not in self._asked:
+            raise ValueError(f"Expected no answer of {client!r}, which round {message.round} did not ask.")
         if client in self._answered:
             raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
         releases = _recordable(client, message.releases)

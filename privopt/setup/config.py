@@ -29,16 +29,16 @@ from .tables import Model as Model
 from .tables import OptimizerSpec as OptimizerSpec
 from .tables import PrivacyConfigError as PrivacyConfigError
 from .tables import Sampler as Sampler
+from .tables import Selection as Selection
 from .tables import Server as Server
+from .tables import Stop as Stop
 from .tables import check as check
 
 if TYPE_CHECKING:
     from ..aggregators import Aggregator
 
 # Keys of one table that say one thing in two ways: setting one drops what a lower layer said by the other.
-_EITHER_OR: dict[tuple[str, ...], dict[str, str]] = {
-    ("client", "effort"): {"steps": "epochs", "epochs": "steps"}
-}
+_EITHER_OR: dict[tuple[str, ...], tuple[str, ...]] = {("client", "effort"): ("steps", "epochs", "seconds")}
 
 _NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"} | {
     "array": "a list",
@@ -179,7 +179,13 @@ def check_plugins(config: Config) -> None:
             f"is the {there}'s half of a method. Move it."
         )
     try:
-        verify_pairs(client, server, chosen_aggregator(config.server))
+        aggregator = chosen_aggregator(config.server)
+        if aggregator.weight == "steps" and config.client.effort.seconds is not None:
+            raise ValueError(
+                'Expected weights that are known before a round, got weighting = "steps" with '
+                'client.effort.seconds. Weigh by "uniform" or "samples".'
+            )
+        verify_pairs(client, server, aggregator)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server: {error}") from error
 
@@ -238,9 +244,10 @@ class _Layers:
             free_form = typing.get_origin(fields[key]) is dict and isinstance(value, dict)
             below[key] = {**below[key], **value} if free_form and isinstance(below[key], dict) else value
             self.set_at[here] = where
-            other = _EITHER_OR.get(path, {}).get(key)
-            if other is not None and other not in layer:
-                below[other] = None
+            ways = _EITHER_OR.get(path, ())
+            for other in ways if key in ways else ():
+                if other not in layer:
+                    below[other] = None
 
     def _explained(self, text: str) -> ConfigError:
         """The decoder's one-line message, with the key's full name, the value, and where it was set."""
@@ -357,13 +364,15 @@ channels = [16, 32]      # cnn: channels of its convolutions
 # home = "homes/{id}"    # kept between runs: keys, ledger. Without it each run makes fresh ones
 # `privopt modules` lists what can be plugged in, as "name" or ["name", {parameter = value}].
 optimizer = {lrate = 2.0, w_decay = 0.0, modules = ["scaffold-client"], regularizers = []}
-effort = {steps = 5}     # local steps a round, or {epochs = 1.0}
+effort = {steps = 5}     # local steps a round, or {epochs = 1.0}; without dp also {seconds = 10.0}
 
 [server]
 # home = "homes/server"
 optimizer = {lrate = 1.0, w_decay = 0.0, modules = ["scaffold-server"], regularizers = []}
 aggregator = "mean"      # or "sum", "masked-mean", "fednova", or ["fednova", {momentum = 0.9}]
 weighting = "uniform"    # what an update counts: "uniform", "samples" (then rows are public), "steps"
+selection = {how = "all"}              # or {how = "uniform", clients = 5}, "weighted", "round-robin"
+stop = {patience = 5, min_change = 0.0}   # with metric = "accuracy": end when it stops improving
 
 [dp]
 enabled = true

@@ -24,9 +24,14 @@ __all__ = [
     "OptimizerSpec",
     "PrivacyConfigError",
     "Sampler",
+    "Selection",
     "Server",
+    "Stop",
     "check",
 ]
+
+MOST_STEPS = 1 << 20
+"""Most steps of a round whose steps are not known before it: where time is what ends it."""
 
 PlugIn: TypeAlias = str | tuple[str, dict[str, Any]]
 """A plug-in by name, or ``["name", {parameter = value}]``."""
@@ -101,10 +106,18 @@ class OptimizerSpec(_Table, frozen=True):
 
 
 class Effort(_Table, frozen=True):
-    """Local work a round: `steps`, or `epochs` (expected passes, so ``epochs / sampler.rate`` steps)."""
+    """Local work a round.
+
+    Attributes:
+        steps: Gradient steps.
+        epochs: Expected passes over the rows, so ``epochs / sampler.rate`` steps.
+        seconds: Time after which no further step is taken; at least one is. Not under DP, which must know the
+            steps before a round, and not to be repeated bit for bit.
+    """
 
     steps: int | None = None
     epochs: float | None = None
+    seconds: float | None = None
 
 
 class Client(_Table, frozen=True):
@@ -121,6 +134,33 @@ class Client(_Table, frozen=True):
     effort: Effort = Effort(steps=5)
 
 
+class Selection(_Table, frozen=True):
+    """Which clients are asked in a round; no privacy is claimed from it.
+
+    Attributes:
+        how: All, each as likely, by their rows (declared public), or in turn.
+        clients: How many, but for ``all``.
+    """
+
+    how: Literal["all", "uniform", "weighted", "round-robin"] = "all"
+    clients: int | None = None
+
+
+class Stop(_Table, frozen=True):
+    """When a run ends before its last round: a public metric has not improved for some rounds.
+
+    Attributes:
+        metric: Accuracy or loss on the public test rows, or the mean training loss where it may leave the
+            clients; None never ends a run early.
+        patience: Rounds without improvement.
+        min_change: What an improvement must exceed.
+    """
+
+    metric: Literal["accuracy", "loss", "training_loss"] | None = None
+    patience: int = 5
+    min_change: float = 0.0
+
+
 class Server(_Table, frozen=True):
     """What the server does with the clients' updates.
 
@@ -129,12 +169,16 @@ class Server(_Table, frozen=True):
         optimizer: Applied to the aggregated update.
         aggregator: How the clients' updates become one: ``mean``, ``sum``, ``masked-mean``, ``fednova``, ...
         weighting: What a client's update counts as: the same, its rows, or its steps.
+        selection: Which clients are asked in a round.
+        stop: When a run ends early.
     """
 
     home: str | None = None
     optimizer: OptimizerSpec = OptimizerSpec(lrate=1.0, modules=("scaffold-server",))
     aggregator: PlugIn = "mean"
     weighting: Literal["uniform", "samples", "steps"] = "uniform"
+    selection: Selection = Selection()
+    stop: Stop = Stop()
 
 
 class Sampler(_Table, frozen=True):
@@ -218,8 +262,10 @@ class Config(_Table, frozen=True):
 
     @property
     def steps_per_round(self) -> int:
-        """Local steps a round; epochs are expected passes, rounded to at least one step."""
+        """Local steps a round, the most where time ends it; epochs are rounded to at least one step."""
         effort = self.client.effort
+        if effort.seconds is not None:
+            return MOST_STEPS
         if effort.steps is not None:
             return effort.steps
         return max(1, round((effort.epochs or 0.0) / self.dp.sampler.rate))
@@ -245,6 +291,11 @@ def check(config: Config) -> None:
     _check_optimizers(config)
     _check_data(config.data)
     _check_dp(config.dp)
+    seconds = config.client.effort.seconds
+    remedy = "What a round may release is reserved before it starts. Give steps or epochs."
+    expected = "steps that are known before a round with dp on"
+    private = config.dp.enabled and seconds is not None
+    _Rules(PrivacyConfigError)(not private, expected, "client.effort.seconds", seconds, remedy)
     if config.masks.enabled:
         _check_masks(config)
 
@@ -282,11 +333,41 @@ def _check_run(config: Config) -> None:
     shared = home is not None and config.num_clients > 1 and "{id}" not in home
     rule(not shared, "{id} in a home of several clients", "client.home", home, 'Try "homes/{id}".')
     effort = config.client.effort
-    given = tuple(name for name in ("steps", "epochs") if getattr(effort, name) is not None)
-    remedy = "Write {steps = 5} or {epochs = 1}."
-    rule(len(given) == 1, "one of steps and epochs", "client.effort", given, remedy)
-    amount = effort.epochs if effort.steps is None else effort.steps
-    rule(_positive(amount or 0), "some work a round", "client.effort", amount, remedy)
+    given = tuple(name for name in ("steps", "epochs", "seconds") if getattr(effort, name) is not None)
+    remedy = "Write {steps = 5}, {epochs = 1} or {seconds = 10}."
+    rule(len(given) == 1, "one of steps, epochs and seconds", "client.effort", given, remedy)
+    amount = getattr(effort, given[0])
+    rule(_positive(amount), "some work a round", "client.effort", amount, remedy)
+    _check_selection(config)
+    _check_stop(config)
+
+
+def _check_selection(config: Config) -> None:
+    rule, chosen, number = _Rules(), config.server.selection, config.num_clients
+    key, fewest = "server.selection.clients", config.masks.min_clients if config.masks.enabled else 1
+    remedy = 'Write {how = "uniform", clients = 5}, or {how = "all"}.'
+    if chosen.how == "all":
+        rule(chosen.clients is None, 'no number of clients where how = "all"', key, chosen.clients, remedy)
+        return
+    given = chosen.clients is not None and 1 <= chosen.clients <= number
+    rule(given, f"a number of clients of at most {number}", key, chosen.clients, remedy)
+    few = "Masks need as many in a round. Ask more, or accept fewer with masks.min_clients."
+    rule((chosen.clients or 0) >= fewest, f"at least {fewest} clients a round", key, chosen.clients, few)
+
+
+def _check_stop(config: Config) -> None:
+    rule, stop = _Rules(), config.server.stop
+    rule(stop.patience >= 1, "a patience of at least 1", "server.stop.patience", stop.patience, "Try 5.")
+    holds = math.isfinite(stop.min_change) and stop.min_change >= 0
+    rule(holds, "a finite change >= 0", "server.stop.min_change", stop.min_change, "0 is any improvement.")
+    key, metric = "server.stop.metric", stop.metric
+    if metric == "training_loss":
+        public = not config.dp.enabled or "loss" in config.dp.disclose
+        remedy = 'dp.disclose=["loss"] lets it leave, and the audit lists it; or take "accuracy".'
+        rule(public, "a public metric", key, metric, remedy)
+    elif metric is not None:
+        tested = config.data.name != "own" or config.data.test is not None
+        rule(tested, "a metric that can be measured", key, metric, "Give public rows with data.test.")
 
 
 def _check_optimizers(config: Config) -> None:

@@ -20,15 +20,15 @@ def test_the_template_loads_to_exactly_the_defaults(tmp_path):
 def test_the_template_shows_every_key_that_has_a_value(tmp_path):
     shown = tomllib.loads(config.template())
     everything = msgspec.to_builtins(Config())
-    optional = {"path", "target", "classes", "bounds", "test", "home", "options"}
+    optional = {"bounds", "options"}
 
     def missing(default, given):
         for key, value in default.items():
-            if key in optional:
+            if key in optional or value is None:
                 continue
             if key not in given:
                 yield key
-            elif isinstance(value, dict) and value.keys() != {"steps", "epochs"}:
+            elif isinstance(value, dict):
                 yield from missing(value, given[key])
 
     assert list(missing(everything, shown)) == []
@@ -53,6 +53,20 @@ def test_epochs_on_top_replace_the_default_steps():
     read = load(None, ["client.effort.epochs=2", "dp.sampler.rate=0.1"])
     assert read.client.effort == config.Effort(epochs=2.0)
     assert read.steps_per_round == 20
+
+
+def test_seconds_on_top_replace_the_default_steps_where_dp_is_off():
+    read = load(None, ["client.effort.seconds=2", "dp.enabled=false"])
+    assert read.client.effort == config.Effort(seconds=2.0)
+
+
+def test_a_metric_that_nobody_can_measure_is_no_reason_to_stop():
+    own = ['data.clients=["a.csv", "b.csv"]', "masks.enabled=false", "server.stop.metric=loss"]
+    with pytest.raises(ConfigError, match=r"data\.test"):
+        load(None, own)
+    assert load(None, [*own, "data.test=public.csv"]).server.stop.metric == "loss"
+    disclosed = ["server.stop.metric=training_loss", 'dp.disclose=["loss"]']
+    assert load(None, disclosed).server.stop.metric == "training_loss"
 
 
 def test_a_list_of_files_means_data_of_ones_own():
@@ -85,7 +99,22 @@ def test_free_form_tables_grow_key_by_key():
         masks=st.builds(
             config.Masks, bits=st.integers(2, 28), bound=st.just("adaptive") | st.floats(1e-3, 1e3)
         ),
-        server=st.builds(config.Server, weighting=st.sampled_from(["uniform", "samples", "steps"])),
+        server=st.builds(
+            config.Server,
+            weighting=st.sampled_from(["uniform", "samples", "steps"]),
+            aggregator=st.sampled_from(["mean", "sum", ("fednova", {"momentum": 0.9})]),
+            selection=st.builds(
+                config.Selection,
+                how=st.sampled_from(["uniform", "weighted", "round-robin"]),
+                clients=st.integers(5, 8),
+            ),
+            stop=st.builds(
+                config.Stop,
+                metric=st.sampled_from([None, "accuracy", "loss"]),
+                patience=st.integers(1, 99),
+                min_change=st.floats(0, 1),
+            ),
+        ),
     )
 )
 def test_json_round_trip_keeps_every_value(example):
@@ -108,7 +137,26 @@ def test_json_round_trip_keeps_every_value(example):
         ("data.name=own", ConfigError, "a file per client"),
         ("client.optimizer.modules=adam", ConfigError, r'\["adam"\]'),
         ("client.optimizer.modules=[adam]", ConfigError, "keep their quotes"),
-        ("client.effort={steps=3, epochs=2}", ConfigError, "one of steps and epochs"),
+        ("client.effort={steps=3, epochs=2}", ConfigError, "one of steps, epochs and seconds"),
+        ("client.effort.epochs=-1", ConfigError, r"some work a round, got client\.effort = -1"),
+        (
+            "client.effort.seconds=2",
+            PrivacyConfigError,
+            r"known before a round with dp on, got .*seconds = 2",
+        ),
+        ("server.selection.how=some", ConfigError, '"uniform" or "weighted" or "round-robin" for'),
+        ("server.selection.clients=5", ConfigError, r'where how = "all", got server\.selection\.clients = 5'),
+        ("server.selection.how=uniform", ConfigError, "number of clients of at most 8, got .* = none"),
+        ("server.selection={how='uniform', clients=9}", ConfigError, "of at most 8, got .* = 9"),
+        (
+            "server.selection={how='uniform', clients=4}",
+            ConfigError,
+            r"at least 5 clients a round, got .* = 4",
+        ),
+        ("server.stop.patience=0", ConfigError, r"server\.stop\.patience = 0"),
+        ("server.stop.min_change=-1", ConfigError, r"server\.stop\.min_change = -1"),
+        ("server.stop.metric=training_loss", ConfigError, r"a public metric, got .*dp\.disclose"),
+        ("server.stop.metric=f1", ConfigError, '"accuracy" or "loss" or "training_loss"'),
         ("client.home=keys", ConfigError, "homes/{id}"),
         ("client.optimizer.lrate=-1", ConfigError, "client.optimizer.lrate = -1"),
         ("foo", ConfigError, "key=value, got 'foo'"),
@@ -158,3 +206,56 @@ def test_an_edited_config_json_is_refused():
         config.from_json('{"rounds": "many"}')
     with pytest.raises(ConfigError, match="rounds = 0"):
         config.from_json('{"rounds": 0}')
+
+
+# --- plug-ins, aggregators --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"name": "mean", "weight": "uniform"}),
+        (["server.weighting=samples"], {"name": "mean", "weight": "samples"}),
+        (["server.aggregator=fednova"], {"name": "fednova", "weight": "uniform", "momentum": 0.0}),
+        (
+            ['server.aggregator=["masked-mean", {threshold = 0.6}]', "server.weighting=steps"],
+            {"name": "masked-mean", "weight": "steps", "threshold": 0.6},
+        ),
+        (['server.aggregator=["mean", {weight = "samples"}]'], {"name": "mean", "weight": "samples"}),
+    ],
+)
+def test_an_aggregator_takes_its_weight_from_weighting_unless_it_says_one(overrides, expected):
+    read = load(None, overrides)
+    config.check_plugins(read)
+    found = config.chosen_aggregator(read.server)
+    assert {"name": found.name, **found.get_config()} == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["server.aggregator=men"], "a known aggregator, got 'men'. Did you mean 'mean'"),
+        (['server.aggregator=["mean", {weight = "samples"}]', "server.weighting=steps"], "Take out one"),
+        (['server.aggregator=["fednova", {rho = 1}]'], "got 'rho'"),
+        (
+            ["client.effort.seconds=1", "dp.enabled=false", "server.weighting=steps"],
+            "weights that are known before a round",
+        ),
+        (["server.optimizer.modules=[]"], "counterpart on the server"),
+        (
+            ['client.optimizer={modules = [], regularizers = ["feddyn"]}', "server.optimizer.modules=[]"],
+            "'feddyn-server'",
+        ),
+    ],
+)
+def test_halves_and_aggregators_that_do_not_fit_are_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        config.check_plugins(load(None, overrides))
+
+
+def test_a_config_of_before_aggregators_is_the_plain_mean():
+    old = msgspec.json.decode(config.to_json(Config()))
+    for key in ("aggregator", "selection", "stop"):
+        del old["server"][key]
+    del old["client"]["effort"]["seconds"]
+    assert config.from_json(msgspec.json.encode(old)) == Config()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
+import dp
 import secagg
 from privopt import Optimizer
 from privopt.checkpoint import dump_state, load_state
+from privopt.federation import EarlyStop, Selection
 from privopt.federation.client import Client
 from privopt.federation.messages import Ready, Stopped, Submit, sealed, unverified
 from tests.contracts import same_state
@@ -291,3 +294,203 @@ def test_a_problem_with_no_samples_sends_zero(tmp_path: Path) -> None:
     problems["c0"] = Quadratic(np.zeros((0, 12)))
     found = federation(tmp_path, problems, weighting="samples")
     assert found.run_round().status == "ok"
+
+
+# ---- settings: who takes part, how long, until when --------------------------------------------------------
+
+
+def test_round_robin_asks_each_client_as_often_and_in_turn() -> None:
+    samples = dict.fromkeys("abcde", 10)
+    chosen = [Selection("round-robin", 2).choose(number, samples) for number in range(1, 6)]
+    assert chosen == [("a", "b"), ("c", "d"), ("a", "e"), ("b", "c"), ("d", "e")]
+
+
+def test_a_uniform_selection_asks_each_client_as_likely() -> None:
+    samples = dict(zip("abcde", (1, 100, 3, 50, 7), strict=True))
+    counts = dict.fromkeys(samples, 0)
+    for number in range(1, 4001):
+        chosen = Selection("uniform", 2, seed=5).choose(number, samples)
+        assert len(set(chosen)) == 2
+        for name in chosen:
+            counts[name] += 1
+    # Each is in a round with probability 2/5: a binomial count of standard deviation 31.
+    assert max(abs(count - 1600) for count in counts.values()) < 5 * 31
+
+
+def test_a_weighted_selection_draws_one_after_the_other_by_samples() -> None:
+    samples = {"a": 1, "b": 2, "c": 5, "empty": 0}
+    pairs: dict[tuple[str, ...], int] = {}
+    rounds = 8000
+    for number in range(1, rounds + 1):
+        chosen = Selection("weighted", 2, seed=1).choose(number, samples)
+        pairs[chosen] = pairs.get(chosen, 0) + 1
+    for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
+        p, q = samples[first] / 8, samples[second] / 8
+        chance = p * q / (1 - p) + q * p / (1 - q)
+        deviation = np.sqrt(rounds * chance * (1 - chance))
+        assert abs(pairs[first, second] - rounds * chance) < 5 * deviation
+    assert sum(pairs.values()) == sum(n for pair, n in pairs.items() if "empty" not in pair)
+
+
+def test_a_selection_follows_from_public_values_alone() -> None:
+    samples = dict.fromkeys("abcdefgh", 3)
+    twice = [[Selection(how, 3, seed=9).choose(4, samples) for how in ("uniform", "weighted")] for _ in "ab"]
+    assert twice[0] == twice[1]
+    assert Selection("uniform", 3).choose(1, dict.fromkeys("ab", 1)) == ("a", "b")
+    assert Selection().choose(1, samples) == tuple("abcdefgh")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("some", 3), "got 'some'"),
+        (("uniform",), "'uniform' with clients=None"),
+        (("uniform", 0), "clients=0"),
+        (("all", 3), "'all' with clients=3"),
+    ],
+)
+def test_a_selection_that_says_too_little_or_too_much_is_refused(arguments: tuple, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Selection(*arguments)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_only_the_selected_clients_train_and_all_states_keep_fitting(tmp_path: Path, masks: bool) -> None:
+    found = federation(tmp_path, quadratics(7), masks=masks, selection=Selection("round-robin", 5))
+    reports = list(found.run(4))
+    for report in reports:
+        statuses = [client.status for client in report.clients.values()]
+        assert (report.status, statuses.count("ok"), statuses.count("idle")) == ("ok", 5, 2)
+    assert [n for n, c in reports[1].clients.items() if c.status == "idle"] == ["c3", "c4"]
+    server = found.server.optimizer.modules[0]
+    assert server.clients == 7
+    controls = []
+    for name, client in found.clients.items():
+        client._settle(found.server.accepted[name])
+        controls.append(client.optimizer.modules[0].control.flatten())
+    expected = np.mean(controls, axis=0)
+    np.testing.assert_allclose(server.collect_aux_var().control.flatten(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_client_that_was_not_asked_cannot_answer(tmp_path: Path) -> None:
+    found = federation(tmp_path, quadratics(6), masks=False)
+    begin = found.server.begin(["c0", "c1"])
+    answer = found.clients["c5"].handle(begin)
+    assert answer is not None
+    with pytest.raises(ValueError, match="no answer of 'c5', which round 1 did not ask"):
+        found.server.receive(answer)
+    assert found.server.receive(found.clients["c1"].handle(begin) or b"") == "c1"
+    for nobody in ([], ["c9"]):
+        with pytest.raises(ValueError, match="clients of the roster to ask"):
+            found.server.begin(nobody)
+
+
+def test_a_selection_passes_over_clients_whose_budget_is_spent(tmp_path: Path) -> None:
+    def transport(client: Client, message: bytes) -> bytes | None:
+        if client.id in ("c0", "c3"):
+            return client._stopped(unverified(message), "budget")
+        return client.handle(message)
+
+    found = federation(tmp_path, masks=False, selection=Selection("round-robin", 2), transport=transport)
+    reports = list(found.run(6))
+    assert found.out == {"c0", "c3"}
+    asked = [sorted(n for n, c in r.clients.items() if c.status == "ok") for r in reports[-3:]]
+    assert all(len(names) == 2 for names in asked)
+    assert {n for n, c in reports[-1].clients.items() if c.status == "stopped"} == {"c0", "c3"}
+
+
+def test_masks_need_as_many_clients_as_the_policy_says(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a selection of at least 5 clients, got 4"):
+        federation(tmp_path, quadratics(8), selection=Selection("uniform", 4))
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(2.5, 3), (0.0, 1), (100.0, 6)])
+def test_time_ends_a_round_after_at_least_one_step(tmp_path: Path, limit: float, taken: int) -> None:
+    """A clock of our own: each look at it takes a second, and so each step; six steps are the most."""
+    found = federation(
+        tmp_path, masks=False, scaffold=False, client=lambda: Optimizer(0.1), steps=6, seconds=limit
+    )
+    steps: dict[str, int] = dict.fromkeys(found.clients, 0)
+    for name, client in found.clients.items():
+        ticks = iter(range(100))
+        client._clock = lambda ticks=ticks: float(next(ticks))  # type: ignore[misc]
+        gradient = client.problem.gradient
+
+        def counted(*given: object, name: str = name, gradient: object = gradient) -> object:
+            steps[name] += 1
+            return gradient(*given)  # type: ignore[operator]
+
+        client.problem.gradient = counted  # type: ignore[method-assign]
+    assert found.run_round().status == "ok"
+    assert set(steps.values()) == {taken}
+
+
+def test_a_client_refuses_a_round_of_another_time(tmp_path: Path) -> None:
+    found = federation(tmp_path, masks=False, seconds=5.0)
+    found.server.seconds = 500.0
+    assert {c.status for c in found.run_round().clients.values()} == {"refused"}
+    with pytest.raises(ValueError, match='weights that are known before a round, got "steps" with seconds'):
+        federation(tmp_path / "steps", masks=False, seconds=5.0, weighting="steps")
+
+
+def test_under_dp_a_round_cannot_end_by_time(tmp_path: Path) -> None:
+    from privopt.federation import PrivacyPlan
+
+    plan = PrivacyPlan(8.0, 1e-5, 1.0, 0.5, 40, 1.0)
+    with pytest.raises(dp.PrivacyParameterError, match="reserved before it starts"):
+        federation(tmp_path, masks=False, plan=plan, seconds=5.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ends"),
+    [
+        ("accuracy", [0.1, 0.3, 0.3, 0.2], False),
+        ("accuracy", [0.1, 0.3, 0.3, 0.2, 0.3], True),
+        ("accuracy", [0.1, 0.3, 0.3, 0.2, 0.4], False),
+        ("loss", [3.0, 2.0, 2.5, 2.1, 2.2], True),
+        ("loss", [3.0, None, 2.0, 2.5, 2.1], False),
+        ("training_loss", [3.0, 2.99, 2.98, 2.97], True),
+        ("loss", [], False),
+    ],
+)
+def test_a_run_ends_when_its_metric_has_not_improved_for_as_long_as_its_patience(
+    metric: str, values: list[float | None], ends: bool
+) -> None:
+    change = 0.05 if metric == "training_loss" else 0.0
+    assert EarlyStop(metric, patience=3, min_change=change).reached(values) is ends  # type: ignore[arg-type]
+
+
+def test_an_early_stop_without_patience_or_metric_is_refused() -> None:
+    with pytest.raises(ValueError, match="'accuracy', 'loss' or 'training_loss', got 'f1'"):
+        EarlyStop("f1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="patience=0"):
+        EarlyStop("loss", patience=0)
+
+
+def test_a_run_ends_early_by_its_record_and_its_resumption_does_not_go_on(tmp_path: Path) -> None:
+    from privopt.federation.run import resume, train
+    from privopt.setup.config import load
+
+    settings = [
+        "data.clients=3",
+        "data.name=breast_cancer",
+        "rounds=30",
+        "dp.enabled=false",
+        "masks.enabled=false",
+        "client.effort.seconds=0.0001",
+        "server.selection={how='round-robin', clients=2}",
+        "server.stop={metric='accuracy', patience=2, min_change=0.5}",
+        "server.aggregator=fednova",
+    ]
+    done = train(load(None, settings), folder=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    # No accuracy can improve by more than one half twice.
+    assert done["rounds"] == len(lines) <= 4
+    accuracies = [line["accuracy"] for line in lines]
+    assert max(accuracies[-2:]) <= max(accuracies[:-2]) + 0.5
+    for line in lines:
+        assert sorted(c["status"] for c in line["clients"].values()) == ["idle", "ok", "ok"]
+        assert {c["steps"] for c in line["clients"].values()} == {None}, "only a client knows its steps"
+    model = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert resume(tmp_path / "run")["rounds"] == done["rounds"]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model
