@@ -11,7 +11,9 @@ instead of losing digits. XLA flushes subnormal numbers to zero on CPUs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -204,9 +206,16 @@ def _strong(array: Array) -> Array:
     return strong
 
 
+def _enable_x64() -> contextlib.AbstractContextManager[Any]:
+    # Newer releases have it at the top, older ones among the experiments.
+    owner: Any = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    context: contextlib.AbstractContextManager[Any] = owner.enable_x64(True)
+    return context
+
+
 def _device_sums(left: Array, right: Array | None, starts: tuple[int, ...]) -> npt.NDArray[np.float64]:
     # float64 for this one sum, whatever the program chose: norms and dots are float64 everywhere.
-    with jax.enable_x64(True):
+    with _enable_x64():
         sums: npt.NDArray[np.float64] = np.asarray(_segment_sums(left, right, starts))
     return sums
 

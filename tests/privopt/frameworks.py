@@ -39,5 +39,7 @@ def wide(framework: str) -> contextlib.AbstractContextManager[Any]:
     """Where the framework has 64-bit numbers: everywhere, but in jax only on demand."""
     if framework != "jax":
         return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[Any] = pytest.importorskip("jax").enable_x64(True)
-    return context
+    pytest.importorskip("jax")
+    from privopt.backends.jax import _enable_x64
+
+    return _enable_x64()
