@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BINARY", "INEXACT", "UNARY", "Instruction", "Program", "pruned"]
+__all__ = ["BINARY", "COMPILED_DTYPES", "INEXACT", "UNARY", "Instruction", "Program", "pruned"]
 
 UNARY = frozenset({"neg", "abs", "sqrt", "sign", "exp", "log", "isfinite"})
 BINARY = frozenset(
     {"add", "sub", "mul", "div", "pow", "minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne"}
 )
 
+COMPILED_DTYPES = frozenset({"float32", "float64", "bool"})
 INEXACT = frozenset({"exp", "log", "pow"})
 """Operations whose last bit depends on the library that computes them."""
 
@@ -36,7 +37,7 @@ class Program:
         dtypes: Dtype of each node (numpy's spelling, or ``bfloat16``).
         outputs: Nodes whose values are wanted.
         segmented: Whether it reads one number per segment.
-        exact: Whether IEEE 754 settles every bit of its results.
+        compilable: Whether all dtypes are floats of a processor (or bool) and IEEE 754 settles every bit.
         kernels: What executors made of it, kept here because looking a program up costs more than running a
             small one.
     """
@@ -45,7 +46,7 @@ class Program:
     dtypes: tuple[str, ...]
     outputs: tuple[int, ...]
     segmented: bool
-    exact: bool
+    compilable: bool
     kernels: dict[object, Any] = field(default_factory=dict, repr=False)
 
 
@@ -77,7 +78,8 @@ def pruned(
         tuple(dtypes[node] for node in sorted(live)),
         tuple(number[node] for node in outputs),
         segmented=bool(spreads),
-        exact=not any(op in INEXACT for op, *_ in kept),
+        compilable=not any(op in INEXACT for op, *_ in kept)
+        and COMPILED_DTYPES.issuperset(dtypes[node] for node in live),
     )
     return program, tuple(leaves), tuple(spreads)
 

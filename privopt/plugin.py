@@ -52,6 +52,8 @@ class Plugin:
 
     _hyper: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
     _state: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
+    _plain: ClassVar[frozenset[str]] = frozenset()
+    """Names of all hyper-parameters and states: what else a plug-in holds, no step may write to."""
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -67,6 +69,7 @@ class Plugin:
         dataclasses.dataclass(eq=False, repr=False)(cls)
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # a dataclass since the line above
         cls._state = tuple(f for f in fields if _STATE in f.metadata)
+        cls._plain = frozenset(f.name for f in fields)
         cls._hyper = tuple(f for f in fields if _STATE not in f.metadata and f.init)
         for hyper in cls._hyper:
             if hyper.default is dataclasses.MISSING and hyper.default_factory is dataclasses.MISSING:

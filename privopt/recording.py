@@ -324,12 +324,18 @@ class Recorded(Vector):
                 operation, other = "mul", self
             elif other == 0.5:
                 return self._unary("sqrt")
-        node = self.use()
-        operand = self._operand(other)
-        if operand is None:
-            return NotImplemented  # type: ignore[no-any-return]
-        right, kind = operand
+        # A step of a small model is mostly these lines: the common operands are taken without a call.
         tape = self._tape
+        node = self._node if self._out is None else self.use()
+        kind: Any = other.__class__
+        if kind is float or kind is int:
+            tape.scalars.append(other)  # type: ignore[arg-type]  # as its class says
+            right = -len(tape.scalars)
+        else:
+            operand = self._operand(other)
+            if operand is None:
+                return NotImplemented  # type: ignore[no-any-return]
+            right, kind = operand
         own = tape.dtypes[node]
         key = (tape.backend.name, operation, own, kind, swap)
         dtypes = _RESULTS.get(key)
@@ -337,8 +343,9 @@ class Recorded(Vector):
             others = kind if isinstance(kind, tuple) else (kind,) * len(own)
             pairs = [(b, a) if swap else (a, b) for a, b in zip(own, others, strict=True)]
             dtypes = _RESULTS[key] = tuple(_result(tape.backend, operation, pair) for pair in pairs)
-        instruction = (operation, right, node) if swap else (operation, node, right)
-        return tape.recorded(tape.emit(instruction, dtypes))
+        return tape.recorded(
+            tape.emit((operation, right, node) if swap else (operation, node, right), dtypes)
+        )
 
     def _unary(self, operation: str) -> Vector:
         tape, node = self._tape, self.use()

@@ -92,11 +92,14 @@ class Step:
         """The states that are Vectors now; refuses Vectors of this step anywhere else."""
         found = {}
         for position, plugin in enumerate(self._plugins):
-            declared = {field.name for field in plugin._state}
-            for name, value in plugin.__dict__.items():
-                if name in declared and isinstance(value, Vector):
-                    found[position, name] = value
-                elif self._is_of_this_step(_vectors_in(value), self._before.get((position, name), ())):
+            attributes = plugin.__dict__
+            for field in plugin._state:
+                value = attributes.get(field.name)
+                if isinstance(value, Vector):
+                    found[position, field.name] = value
+            for name in attributes.keys() - plugin._plain:
+                before = self._before.get((position, name), ())
+                if self._is_of_this_step(_vectors_in(attributes[name]), before):
                     raise TypeError(
                         f"Expected what {plugin.name!r} keeps for the next step to be declared, got "
                         f"a Vector of this step in {name!r}. Declare `{name}: Vector | None = state(None)`."
@@ -211,15 +214,21 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _get_handler(_SIGINT)
     if not callable(handler):
         yield
         return
     held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    _set_handler(_SIGINT, lambda number, frame: held.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        _set_handler(_SIGINT, handler)
         if held:
             handler(*held[0])
+
+
+# The functions beneath: those of `signal` turn every number into an enum, at twice the price of all the rest.
+_SIGINT = int(signal.SIGINT)
+_get_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)

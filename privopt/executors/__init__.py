@@ -47,7 +47,6 @@ EXECUTORS = ("auto", "exact", "eager", "blocked", "numba", "torch", "traced")
 SMALL = 1 << 14
 """Below this many entries a step is not recorded by default: calls, not memory, are what it costs."""
 
-_COMPILED_DTYPES = frozenset({"float32", "float64", "bool"})
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("privopt_executor", default="")
 
 
@@ -125,7 +124,7 @@ def run(job: Pass) -> list[Array]:
 
 
 def _run_numpy(job: Pass, name: str) -> list[Array]:
-    if name not in ("blocked", "eager") and _compilable(job):
+    if name not in ("blocked", "eager") and job.program.compilable and _has_numba():
         done: list[Array] = _loaded("numba").run(job)
         return done
     return blocked.run(job)
@@ -143,7 +142,7 @@ def _run_torch(job: Pass, name: str) -> list[Array]:
             return done
     if name == "traced":
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    if not (job.program.exact and _COMPILED_DTYPES.issuperset(job.program.dtypes)):
+    if not job.program.compilable:
         # torch's own operations: numpy would round these differently in the last bit.
         return _through_copies(job) if _overlaps(job) else blocked.run(job)
     import torch
@@ -176,11 +175,6 @@ def _as_numpy(job: Pass) -> Pass:
         job.size,
         job.device,
     )
-
-
-def _compilable(job: Pass) -> bool:
-    program = job.program
-    return program.exact and _COMPILED_DTYPES.issuperset(program.dtypes) and _has_numba()
 
 
 def _overlaps(job: Pass) -> bool:
