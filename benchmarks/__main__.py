@@ -12,6 +12,7 @@ from .harness import Unavailable
 
 # Subject -> what it measures; each is a file of this folder with a generator `cases()`.
 SUBJECTS = {
+    "curves": "learning curves of every family of optimizers, drawn into docs/assets/curves",
     "masking": "pairwise masks and whole-client encoding against the raw keystream of the same bytes",
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",
     "rounds": "a round of a federation with privacy and masks against the plain local steps alone",

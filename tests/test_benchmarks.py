@@ -7,14 +7,17 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import harness, memory, optimizer, peers, problems
+from benchmarks import curves, families, harness, learning, memory, optimizer, peers, problems
+from privopt import Optimizer
 
 SHAPES: list[problems.Shape] = [(3, 4), (5,), ()]
 
@@ -145,6 +148,97 @@ def test_backward_writes_bound_gradients_into_the_flat_buffer() -> None:
     side.load(gradients)
     for name, view in side.grads.coefs.items():
         np.testing.assert_array_equal(view.numpy(), gradients[name])
+
+
+# ---- learning curves --------------------------------------------------------------------------------------
+
+
+class Bowl(learning.Problem):
+    """Half a square, from 1, without noise."""
+
+    title = "Bowl <of one weight>"
+    measures = "loss"
+    steps = 25
+
+    def start(self) -> dict[str, learning.Array]:
+        return {"x": np.ones(1)}
+
+    def gradient(self, weights: learning.Weights, rng: np.random.Generator) -> dict[str, learning.Array]:
+        return {"x": weights["x"]}
+
+    def loss(self, weights: learning.Weights) -> float:
+        return float(0.5 * weights["x"][0] ** 2)
+
+
+def test_every_built_in_plug_in_has_a_curve() -> None:
+    """Add a new one to a family of `benchmarks.families`, or to WITHOUT_A_CURVE with the reason."""
+    assert families.not_shown() == []
+
+
+def test_a_curve_is_the_loss_after_each_step() -> None:
+    points = learning.learn(Bowl(), Optimizer(0.1), lambda weights: weights)
+    assert points == [(k, pytest.approx(0.5 * 0.9 ** (2 * k))) for k in range(26)]
+
+
+def test_a_curve_that_leaves_for_infinity_ends_there() -> None:
+    points = learning.learn(Bowl(), Optimizer(3.0), lambda weights: weights)
+    assert points[-1] == (5.0, math.inf)  # (1 - 3)^(2 * 5) = 1024
+    assert learning.score(points) == math.inf
+
+
+def test_the_best_rate_may_lie_beside_the_grid() -> None:
+    tried = []
+
+    def run(rate: float) -> list[tuple[float, float]]:
+        tried.append(rate)
+        return [(0.0, 1.0), (1.0, (math.log(rate) - math.log(0.3)) ** 2)]
+
+    assert learning.best_curve(run, (0.01, 0.1, 1.0)).lrate == pytest.approx(0.3)
+    assert tried == [0.01, 0.1, 1.0, pytest.approx(0.1 / 3), pytest.approx(0.3)]
+    assert learning.best_curve(run, (0.01, 0.1, 1.0), refine=False).lrate == 0.1
+
+
+def test_digits_gradients_are_those_of_the_loss() -> None:
+    problem = learning.Digits()
+    model = {n: torch.from_numpy(a).requires_grad_() for n, a in problem.start().items()}
+    rows = np.random.default_rng(3).integers(0, len(problem.y), problem.batch)
+    hidden = torch.relu(torch.from_numpy(problem.x[rows]) @ model["hidden.weight"].T + model["hidden.bias"])
+    logits = hidden @ model["out.weight"].T + model["out.bias"]
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(problem.y[rows])).backward()
+    found = problem.gradient(problem.start(), np.random.default_rng(3))
+    for name, tensor in model.items():
+        assert tensor.grad is not None
+        np.testing.assert_allclose(found[name], tensor.grad.numpy(), atol=1e-12)
+
+
+def test_figures_stand_alone_and_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(curves.PROBLEMS, "bowl", Bowl)
+    methods = families.FAMILIES["momentum"].methods
+    drawn = [curves.figure(curves.show(families.Family("A & B", ["bowl"], methods))) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    root = ElementTree.fromstring(drawn[0])
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "A & B"
+    for said in ("--s0:", "prefers-color-scheme: dark", ".series path", "step 25:"):
+        assert said in drawn[0], said
+
+
+def test_a_table_takes_the_place_of_the_last_one() -> None:
+    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\n<!-- end -->\n"
+    written = curves.with_table(curves.with_table(page, "x", "|1|"), "y", "|2|")
+    x, y = ("<!-- table: x -->\n\n|1|\n\n<!-- end -->", "<!-- table: y -->\n\n|2|\n\n<!-- end -->")
+    assert written == f"a\n{x}\nb\n{y}\n"
+    assert curves.with_table(written, "x", "|1|") == written
+    with pytest.raises(ValueError, match="<!-- table: z -->"):
+        curves.with_table(page, "z", "|3|")
+
+
+def test_the_page_shows_every_family() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "learning-curves.md").read_text("utf-8")
+    for name in [*families.FAMILIES, "federated"]:
+        assert f"](assets/curves/{name}.svg)" in page
+        assert (docs / "assets" / "curves" / f"{name}.svg").exists()
+        assert f"<!-- table: {name} -->\n\n| method |" in page
 
 
 # ---- the command line -------------------------------------------------------------------------------------
