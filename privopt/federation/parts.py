@@ -21,6 +21,7 @@ from ..setup.config import check_plugins, chosen_aggregator
 from ..setup.tables import Config, OptimizerSpec
 from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
+from .pairs import tell
 from .privacy import PrivacyPlan
 from .problem import TorchProblem
 from .schema import round_schema
@@ -105,8 +106,11 @@ class Parts:
         """What each client sends in a round, and how it sums."""
         config = self.config
         named = {name: p.detach() for name, p in self.model().named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(config.client.optimizer)
+        most = self.aggregator.most(self.most_weight, self.steps)
+        tell(optimizer.plugins, "on_weighting", most, most)
         return round_schema(
-            make_optimizer(config.client.optimizer),
+            optimizer,
             Vector.build(named).layout,
             aggregator=self.aggregator,
             most_weight=self.most_weight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import secagg
 from privopt import Optimizer
 from privopt.aggregators import Aggregator, FedNova, MaskedMean, Mean, Sum, make_aggregator
-from privopt.registry import list_aggregators
+from privopt.registry import AGGREGATORS, list_aggregators
 from tests.privopt.federated import Quadratic, federation, quadratics
 
 WEIGHTS = st.sampled_from(["uniform", "samples", "steps"])
@@ -240,3 +241,42 @@ def test_mistakes_are_named(spec: Any, weight: str | None, error: type[Exception
 def test_fednova_refuses_an_update_of_no_steps() -> None:
     with pytest.raises(ValueError, match="at least one step"):
         FedNova().contribution(UPDATES[0], 1, 0)
+
+
+# ---- one's own ------------------------------------------------------------------------------------------
+
+
+class Half(Mean, register=False):
+    """Half of the mean update."""
+
+    name = "test-half"
+    share: float = 0.5
+
+    def combine(self, sums: Mapping[str, Any]) -> npt.NDArray[np.floating[Any]]:
+        return self.share * super().combine(sums)
+
+
+def test_an_aggregator_of_ones_own_runs_and_is_found_once_it_is_declared(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"masks": False, "scaffold": False, "client": _sgd}
+    plain, half = (
+        federation(tmp_path / name, aggregator=how, **common)
+        for name, how in (("plain", "mean"), ("half", Half(share=0.25)))
+    )
+    for found in (plain, half):
+        assert found.run_round().status == "ok"
+    moved = plain.server.weights.flatten()
+    np.testing.assert_allclose(half.server.weights.flatten(), 0.25 * moved, rtol=1e-14)
+    with pytest.raises(ValueError, match="test-half"):
+        make_aggregator("test-half")
+
+    class Declared(Half):
+        name = "test-declared-half"
+
+    try:
+        assert make_aggregator(("test-declared-half", {"share": 0.75})).get_config()["share"] == 0.75
+        with pytest.raises(TypeError, match=r"privopt\.aggregators\.Mean has it"):
+
+            class Again(Half):
+                name = "mean"
+    finally:
+        del AGGREGATORS._classes["test-declared-half"]

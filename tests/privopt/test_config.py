@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privopt.federation.parts import Parts
 from privopt.setup import config
 from privopt.setup.config import Config, ConfigError, MasksConfigError, PrivacyConfigError, load
+from privopt.setup.disclosed import disclosures
 
 
 def test_the_template_loads_to_exactly_the_defaults(tmp_path):
@@ -259,3 +261,18 @@ def test_a_config_of_before_aggregators_is_the_plain_mean():
         del old["server"][key]
     del old["client"]["effort"]["seconds"]
     assert config.from_json(msgspec.json.encode(old)) == Config()
+
+
+def test_noise_on_counts_is_disclosed_as_having_no_price():
+    chain = 'client.optimizer.modules=[["adaptive-clipping-client", {count_noise = %s}]]'
+    told = [disclosures(load(None, [chain % noise])) for noise in ("0.0", "2.0")]
+    assert told[0] == ["sample counts (declared public)"]
+    assert told[1][0] == told[0][0]
+    assert told[1][1].startswith("adaptive-clipping-client: adaptive-clipping-client in the chain")
+
+
+def test_what_is_explained_of_a_weighted_round_is_what_is_sent():
+    chosen = load(None, ["server.weighting=samples", "dp.enabled=false"])
+    parts = Parts(chosen)
+    assert parts.schema()["scaffold.first"].at_most == 2**40
+    assert parts.schema()["weight"].at_most == parts.most_weight

@@ -296,6 +296,33 @@ def test_a_problem_with_no_samples_sends_zero(tmp_path: Path) -> None:
     assert found.run_round().status == "ok"
 
 
+def test_the_clipping_norm_travels_and_moves_alike_in_clear_and_under_masks(tmp_path: Path) -> None:
+    norms = []
+    for masks in (True, False):
+        found = federation(
+            tmp_path / str(masks),
+            masks=masks,
+            client=lambda: Optimizer(0.1, modules=["adaptive-clipping-client"]),
+            server=Optimizer(1.0, modules=[("adaptive-clipping-server", {"max_norm": 0.8})]),
+            sample_rate=1.0,
+        )
+        assert found.run_round().status == "ok"
+        # Full batches of a quadratic: the norms of its gradients follow from the distance to the mean.
+        below = 0
+        for problem in quadratics().values():
+            distance, curvature = np.linalg.norm(problem.points.mean(axis=0)), problem.scale**2
+            for _ in range(4):
+                norm = curvature * distance
+                below += norm <= 0.8
+                distance -= 0.1 * min(norm, 0.8)
+        assert 0 < below < 20
+        norms.append(found.server.optimizer.modules[0].norm)
+        assert norms[-1] == pytest.approx(0.8 * np.exp(-0.2 * (below / 20 - 0.5)), rel=1e-12)
+        assert found.run_round().status == "ok"
+        assert {client.optimizer.modules[0].norm for client in found.clients.values()} == {norms[-1]}
+    assert norms[0] == norms[1]
+
+
 # ---- settings: who takes part, how long, until when --------------------------------------------------------
 
 
