@@ -18,7 +18,7 @@ from .plugin import OptiModule, Plugin, Regularizer
 from .registry import OPTI_MODULES, REGULARIZERS, Registry
 from .schedules import Schedule
 from .step import Owned, Step, uninterrupted
-from .vector import PerTensor, Vector
+from .vector import PerTensor, Vector, fractional
 
 __all__ = ["Optimizer"]
 
@@ -84,6 +84,7 @@ class Optimizer:
         self._scheduled = self._find_schedules()
         self._owned: Owned = {}
         self._grouped: Grouping | None = None
+        self._steppable: Layout | None = None
         self._verify_chain()
 
     def _find_schedules(self) -> list[tuple[str, Schedule]]:
@@ -160,6 +161,9 @@ class Optimizer:
             if not isinstance(value, Vector):
                 raise TypeError(f"Expected {what} as a Vector, got {type(value).__name__}.")
         gradients._verify(weights)
+        if weights.layout is not self._steppable:
+            _verify_fractional(weights.layout)
+            self._steppable = weights.layout
         plugins = self.plugins
         changing: list[Plugin] = [*plugins, *self._schedules()]
         before = [(plugin, dict(plugin.__dict__)) for plugin in changing]
@@ -385,6 +389,16 @@ def _scoped(reduction: Reduction, aux_name: str) -> Reduction:
     if isinstance(reduction, Averaged) and reduction.weight is not None:
         return dataclasses.replace(reduction, weight=f"{aux_name}.{reduction.weight}")
     return reduction
+
+
+def _verify_fractional(layout: Layout) -> None:
+    for spec in layout:
+        dtype = layout.blocks[spec.block].dtype
+        if fractional(dtype) != dtype:
+            raise TypeError(
+                f"Expected weights with fractions, got {spec.name!r} of dtype {dtype}. Leave it out of the "
+                "Vector: nothing here can step on integers."
+            )
 
 
 def _verified(plugin: Plugin, result: object, weights: Vector) -> Vector:

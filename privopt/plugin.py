@@ -171,8 +171,8 @@ class Plugin:
         for field in self._state:
             value = getattr(self, field.name)
             if isinstance(value, Vector):
-                if value.layout is not like.layout and (
-                    value.framework != like.framework or value.layout != like.layout
+                if value.framework != like.framework or (
+                    value.layout is not like.layout and value.layout != like.layout
                 ):
                     # Dtypes may differ on purpose (a float64 state of float32 gradients): only the
                     # framework and device follow the gradients.

@@ -16,7 +16,7 @@ from .backends import Array, Backend
 from .executors import Pass, run, segment_products, sum_products
 from .expression import Instruction, Program, pruned
 from .layout import Block, Layout
-from .vector import PerTensor, Scalar, Vector
+from .vector import PerTensor, Scalar, Vector, fractional
 
 __all__ = ["Borrowed", "Recorded", "Tape"]
 
@@ -224,9 +224,10 @@ class Tape:
         return self.leaves[int(operands[0])]
 
 
-def _result(backend: Backend, op: str, kinds: tuple[Any, ...]) -> str:
+def _result(tape: Tape, op: str, kinds: tuple[Any, ...]) -> str:
     """The dtype that an operation gives, found by trying it on nothing."""
-    arrays = [backend.full(0, 0, k, "cpu") if isinstance(k, str) else k() for k in kinds]
+    backend, device = tape.backend, tape.layout.blocks[0].device
+    arrays = [backend.full(0, 0, k, device) if isinstance(k, str) else k() for k in kinds]
     if op == "where":
         result = backend.where(*arrays)
     elif len(arrays) == 1:
@@ -308,7 +309,7 @@ class Recorded(Vector):
                     "Expected a PerTensor of this Vector's layout, got one that names other tensors."
                 )
             tape.spreads.append(other)
-            dtypes = tuple(b.dtype for b in self.layout.blocks)
+            dtypes = tuple(fractional(b.dtype) for b in self.layout.blocks)
             return tape.emit(("spread", len(tape.spreads) - 1), dtypes), dtypes
         if isinstance(other, np.number | bool | int | float):
             value = other.item() if isinstance(other, np.number) else other
@@ -342,7 +343,7 @@ class Recorded(Vector):
         if dtypes is None:
             others = kind if isinstance(kind, tuple) else (kind,) * len(own)
             pairs = [(b, a) if swap else (a, b) for a, b in zip(own, others, strict=True)]
-            dtypes = _RESULTS[key] = tuple(_result(tape.backend, operation, pair) for pair in pairs)
+            dtypes = _RESULTS[key] = tuple(_result(tape, operation, pair) for pair in pairs)
         return tape.recorded(
             tape.emit((operation, right, node) if swap else (operation, node, right), dtypes)
         )
@@ -353,7 +354,7 @@ class Recorded(Vector):
         key = (tape.backend.name, operation, own)
         dtypes = _RESULTS.get(key)
         if dtypes is None:
-            dtypes = _RESULTS[key] = tuple(_result(tape.backend, operation, (a,)) for a in own)
+            dtypes = _RESULTS[key] = tuple(_result(tape, operation, (a,)) for a in own)
         return tape.recorded(tape.emit((operation, node), dtypes))
 
     def where(self, then: Vector | Scalar, otherwise: Vector | Scalar) -> Vector:
@@ -374,7 +375,7 @@ class Recorded(Vector):
             count = len(self.layout.blocks)
             columns = [x if isinstance(x, tuple) else (x,) * count for x in (left, right)]
             rows = zip(tape.dtypes[condition], *columns, strict=True)
-            dtypes = _RESULTS[key] = tuple(_result(tape.backend, "where", row) for row in rows)
+            dtypes = _RESULTS[key] = tuple(_result(tape, "where", row) for row in rows)
         return tape.recorded(tape.emit(("where", condition, a, b), dtypes))
 
     def keep(self, chosen: PerTensor) -> Vector:

@@ -22,6 +22,11 @@ Array = Any
 Scalar = int | float
 
 
+def fractional(dtype: str) -> str:
+    """The dtype that numbers per tensor take beside entries of another: integers become float64."""
+    return dtype if "float" in dtype or "complex" in dtype else "float64"
+
+
 class PerTensor:
     """One number per tensor of a layout, such as the norm of each; broadcasts against Vectors.
 
@@ -263,7 +268,11 @@ class Vector:
 
     def astype(self, dtype: str) -> Vector:
         """The same values with every block in `dtype` (numpy's spelling, such as ``"float64"``)."""
-        return self._of(self._backend.cast(b, dtype) for b in self.buffers)
+        pairs = zip(self.buffers, self.layout.blocks, strict=True)
+        return self._of(
+            self._backend.copy(b) if block.dtype == dtype else self._backend.cast(b, dtype)
+            for b, block in pairs
+        )
 
     def to(self, like: Vector) -> Vector:
         """These values in the framework, dtypes and devices of another Vector of the same layout.
@@ -272,9 +281,17 @@ class Vector:
         """
         if self._backend is like._backend and self.layout == like.layout:
             return self
-        self._verify(like)
         blocks = like.layout.blocks
-        arrays = map(self._backend.to_numpy, self.buffers)
+        arrays: Iterable[npt.NDArray[Any]] = map(self._backend.to_numpy, self.buffers)
+        if self.layout.tensors != like.layout.tensors:
+            if self.layout.shapes() != like.layout.shapes() or self.layout.names != like.layout.names:
+                self._verify(like)  # raises
+            # The same model, spread differently over dtypes and devices.
+            coefs = self.to_numpy().coefs
+            arrays = [
+                np.concatenate([coefs[s.name].reshape(-1) for s in like.layout.in_block(i)])
+                for i in range(len(blocks))
+            ]
         return Vector(
             like.layout,
             (like._backend.from_numpy(a, b.dtype, b.device) for a, b in zip(arrays, blocks, strict=True)),
@@ -359,7 +376,7 @@ class Vector:
         kept, _ = segments.places(block)
         where = self.layout.blocks[block]
         sizes = segments.sizes[kept].tolist()
-        return self._backend.repeat(per_tensor.values[kept], sizes, where.dtype, where.device)
+        return self._backend.repeat(per_tensor.values[kept], sizes, fractional(where.dtype), where.device)
 
     def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
         operands = self._operands(other)

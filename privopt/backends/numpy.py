@@ -83,7 +83,7 @@ class NumpyBackend:
         return buffer
 
     def from_numpy(self, array: Array, dtype: str, device: str) -> Array:
-        return np.ascontiguousarray(array.reshape(-1), dtype="float32" if dtype == "bfloat16" else dtype)
+        return np.array(array.reshape(-1), dtype="float32" if dtype == "bfloat16" else dtype)
 
     def unary(self, operation: str, buffer: Array) -> Array:
         return _UNARY[operation](buffer)
@@ -93,9 +93,8 @@ class NumpyBackend:
         return result
 
     def where(self, condition: Array, left: Any, right: Any) -> Array:
-        # np.where would turn a Python scalar beside float32 into float64 on older promotion rules.
-        kind = next(side.dtype for side in (left, right) if isinstance(side, np.ndarray))
-        return np.where(condition, np.asarray(left, kind), np.asarray(right, kind))
+        chosen: Array = np.where(condition, left, right)
+        return chosen
 
     def sum(self, buffer: Array) -> float:
         return summation.total(buffer)

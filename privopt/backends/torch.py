@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from .. import summation
+from .common import verify_dtype, verify_writable
 
 __all__ = ["BACKEND", "TorchBackend"]
 
@@ -49,10 +51,18 @@ def _dtype(name: str) -> torch.dtype:
     return kind
 
 
+def _representable(value: Any, kind: torch.dtype) -> Any:
+    """A number as a dtype rounds it: infinite beyond the range, where torch would raise."""
+    if kind.is_floating_point and abs(value) > torch.finfo(kind).max:
+        return math.copysign(math.inf, value)
+    return value
+
+
 def _sqrt(array: Array) -> Array:
     # torch's own on a CPU is off in the last bit now and then; every other framework rounds correctly.
     if array.device.type == "cpu" and array.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.sqrt(array.detach().numpy()))
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(np.sqrt(array.detach().numpy()))
     return torch.sqrt(array)
 
 
@@ -65,7 +75,13 @@ class TorchBackend:
         return isinstance(value, torch.Tensor)
 
     def describe(self, array: Array) -> tuple[tuple[int, ...], str, str]:
-        return tuple(array.shape), str(array.dtype).removeprefix("torch."), str(array.device)
+        dtype = str(array.dtype).removeprefix("torch.")
+        verify_dtype(dtype, self.name)
+        if array.layout is not torch.strided:
+            raise TypeError(
+                f"Expected a dense tensor, got one of layout {array.layout}. Make it dense first."
+            )
+        return tuple(array.shape), dtype, str(array.device)
 
     def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
         with torch.no_grad():
@@ -77,12 +93,17 @@ class TorchBackend:
         return buffer[start:stop].view(shape)
 
     def full(self, size: int, value: float, dtype: str, device: str) -> Array:
-        return torch.full((size,), value, dtype=_dtype(dtype), device=device)
+        kind = _dtype(dtype)
+        return torch.full((size,), _representable(value, kind), dtype=kind, device=device)
 
     def copy(self, buffer: Array) -> Array:
         return buffer.clone()
 
     def assign(self, target: Array, source: Array) -> Array:
+        if source.dtype != target.dtype:
+            verify_writable(
+                str(source.dtype).removeprefix("torch."), str(target.dtype).removeprefix("torch.")
+            )
         return target.copy_(source)
 
     def cast(self, buffer: Array, dtype: str) -> Array:
@@ -108,7 +129,7 @@ class TorchBackend:
                 result = both(left, right)
             else:
                 array, bound = (left, right) if isinstance(left, torch.Tensor) else (right, left)
-                result = torch.clamp(array, **{scalar: bound})
+                result = torch.clamp(array, **{scalar: _representable(bound, array.dtype)})
         else:
             if operation == "div" and not isinstance(left, torch.Tensor) and right.is_floating_point():
                 # torch takes the reciprocal and multiplies: two roundings where one is due.
@@ -117,7 +138,9 @@ class TorchBackend:
         return result
 
     def where(self, condition: Array, left: Any, right: Any) -> Array:
-        return torch.where(condition, left, right)
+        kind = next(side.dtype for side in (left, right) if isinstance(side, torch.Tensor))
+        a, b = (s if isinstance(s, torch.Tensor) else _representable(s, kind) for s in (left, right))
+        return torch.where(condition.bool(), a, b)
 
     def sum(self, buffer: Array) -> float:
         if buffer.device.type == "cpu":

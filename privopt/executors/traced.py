@@ -6,8 +6,10 @@ Their compilers may contract and reorder: results agree with eager's to a few un
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ class _Framework:
     where: Callable[[Array, Array, Array], Array]
     unary: Mapping[str, Callable[[Array], Array]]
     binary: Mapping[str, Callable[[Any, Any], Array]]
+    on: Callable[[Sequence[Array]], AbstractContextManager[Any]] = lambda arrays: contextlib.nullcontext()
+    """Makes the compiled function run where its arrays are."""
 
 
 def run(job: Pass) -> list[Array]:
@@ -52,7 +56,8 @@ def run(job: Pass) -> list[Array]:
         points = {
             (k, d): framework.array(np.asarray(job.points[k]), d, job.device) for k, d in _spreads(program)
         }
-    results = function(tuple(job.arrays), numbers, points)
+    with framework.on(job.arrays):
+        results = function(tuple(job.arrays), numbers, points)
     pairs = zip(job.into, results, strict=True)
     return [r if t is None else job.backend.assign(t, r) for t, r in pairs]
 
@@ -160,6 +165,7 @@ def _tensorflow() -> _Framework:
         where=tf.where,
         unary=backend.UNARY,
         binary=backend.BINARY,
+        on=lambda arrays: tf.device(arrays[0].device) if arrays else contextlib.nullcontext(),
     )
 
 

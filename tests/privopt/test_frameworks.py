@@ -445,13 +445,7 @@ def test_optimizers_take_the_same_steps_on_every_framework(
                 )
 
 
-SHARED_LAYOUT = pytest.mark.xfail(
-    strict=True,
-    reason="Plugin._prepare asks `layout is not layout` before the framework; remove this mark with the fix",
-)
-
-
-@pytest.mark.parametrize("framework", [pytest.param("torch", marks=SHARED_LAYOUT), "jax", "tensorflow"])
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
 def test_a_saved_state_goes_on_in_another_framework(framework: str) -> None:
     def steps(optimizer: Optimizer, grads: Vector, weights: Vector) -> np.ndarray:
         for _ in range(3):
@@ -676,14 +670,8 @@ def test_jax_devices_lie_in_blocks_of_their_own_and_other_frameworks_stay_unload
     subprocess_of(TWO_DEVICES + JAX, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
-DEFAULT_DEVICE = pytest.mark.xfail(
-    strict=True,
-    reason="executors.traced runs tf.function on the default device; remove this mark with the fix",
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["exact", pytest.param("auto", marks=DEFAULT_DEVICE)])
+@pytest.mark.parametrize("how", ["exact", "auto"])
 def test_tensorflow_devices_lie_in_blocks_of_their_own_and_other_frameworks_stay_unloaded(how: str) -> None:
     pytest.importorskip("tensorflow")
     subprocess_of(TWO_DEVICES + TENSORFLOW, TF_CPP_MIN_LOG_LEVEL="3", PRIVOPT_EXECUTOR=how)

@@ -193,3 +193,19 @@ def test_packing_writes_named_arrays_into_the_vectors_memory(framework: str) -> 
     with pytest.raises(TypeError, match=f"an array of {framework} for 'b', got list"):
         grads.pack({"w": other.coefs["w"], "b": [1.0, 2.0, 3.0]})
     assert grads.equals(before)
+
+
+def test_integers_among_the_weights_are_named() -> None:
+    weights = Vector.build({"w": np.ones(2), "count": np.ones((), np.int64)})
+    with pytest.raises(TypeError, match="got 'count' of dtype int64. Leave it out"):
+        Optimizer(0.1).step(weights, weights)
+
+
+def test_a_state_follows_a_model_that_is_spread_over_other_dtypes() -> None:
+    values = gradients(0, SHAPES)
+    spread = Vector.build({"w": values.coefs["w"], "b": values.coefs["b"].astype("float32")})
+    moved = values.to(spread)
+    assert moved.layout == spread.layout
+    assert moved.equals(spread)
+    with pytest.raises(ValueError, match="tensor 'b' has shape"):
+        values.to(Vector.build({"w": np.ones((3, 2)), "b": np.ones(4)}))
