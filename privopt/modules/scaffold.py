@@ -6,7 +6,8 @@ first time (in rounds that weigh clients: the sum of their weights), never who.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from secagg import adaptive, counted, public, summed
 
@@ -172,6 +173,17 @@ class ScaffoldServer(_Scaffold):
     total: Vector | None = state(None)
     clients: int = state(0)
     """Clients ever seen; in weighted rounds the sum of their weights."""
+    largest: int = state(1)
+    """What a change of one was divided by: the largest weight of a client."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        found = {"largest": 1, **state}  # not in states of before clients were weighed
+        if found.get("clients") and found["largest"] != self._largest:
+            raise ValueError(
+                f"Expected a state of {self.name!r} in which the largest weight is {self._largest}, got "
+                f"{found['largest']}: its control variates were weighed otherwise. Start a new run."
+            )
+        super().set_state(found)
 
     def run(self, gradients: Vector) -> Vector:
         return gradients
@@ -181,6 +193,7 @@ class ScaffoldServer(_Scaffold):
             raise TypeError(f"Expected a combined ScaffoldAuxVar, got {type(aux_var).__name__}.")
         self.total = aux_var.delta if self.total is None else self.total + aux_var.delta
         self.clients += int(aux_var.first)
+        self.largest = self._largest
 
     def collect_aux_var(self) -> ScaffoldState | None:
         if self.total is None:

@@ -248,6 +248,22 @@ def test_weighted_scaffold_keeps_the_weighted_mean_of_the_control_variates() -> 
     np.testing.assert_allclose(server.collect_aux_var().control.flatten(), expected, rtol=1e-12)
 
 
+def test_control_variates_that_were_weighed_otherwise_are_no_state_to_go_on_from() -> None:
+    server = ScaffoldServer()
+    server.process_aux_var(ScaffoldAuxVar(delta=gradients(0, SHAPES), first=2))
+    state = server.get_state()
+    weighted = ScaffoldServer()
+    weighted.on_weighting(16, 16)
+    with pytest.raises(ValueError, match="the largest weight is 16, got 1"):
+        weighted.set_state(state)
+    assert weighted.clients == 0
+    del state["largest"]  # as it was kept before clients could be weighed
+    again = ScaffoldServer()
+    again.set_state(state)
+    assert again.clients == 2
+    weighted.set_state(ScaffoldServer().get_state())
+
+
 def test_what_arrives_of_a_weighted_change_is_what_the_client_adopts() -> None:
     client = ScaffoldClient()
     client.on_weighting(4, 16)

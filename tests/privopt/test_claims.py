@@ -253,6 +253,33 @@ def test_plain_averaging_of_unequal_steps_tends_to_the_wrong_minimum_and_fednova
     assert gap(plain, minimum()) > 5 * gap(nova, minimum())
 
 
+def momentum_pull(steps: int, rate: float, rho: float) -> Array:
+    """How far so many heavy-ball steps from rest go of the way to the minimum, coordinate by coordinate."""
+    found = np.ones(CURVATURES.shape)
+    for index, curvature in np.ndenumerate(CURVATURES):
+        # (distance, velocity): v = rho v + A e, then e = e - rate v.
+        one = np.array([[1 - rate * curvature, -rate * rho], [curvature, rho]])
+        found[index] -= np.linalg.matrix_power(one, steps)[0, 0]
+    return found
+
+
+def test_with_local_momentum_fednova_divides_by_what_the_steps_amount_to() -> None:
+    rho, rate = 0.6, 0.03
+    pulls = np.stack([momentum_pull(tau, rate, rho)[i] for i, tau in enumerate(UNEQUAL)])
+    amounts = np.array([sum((1 - rho**k) / (1 - rho) for k in range(1, tau + 1)) for tau in UNEQUAL])
+    momentum = ("momentum", {"beta": rho, "round_reset": True})
+    found = train(
+        lambda: Optimizer(rate, modules=[momentum]),
+        steps=UNEQUAL,
+        rounds=110,
+        aggregator=make_aggregator(("fednova", {"momentum": rho})),
+    )
+    expected = balance(pulls / amounts[:, None])
+    assert gap(found, expected) < GOOD
+    by_steps = balance(pulls / np.array(UNEQUAL)[:, None])
+    assert 3 * gap(expected, minimum()) < gap(by_steps, minimum()) < gap(balance(pulls), minimum())
+
+
 # ---- through a federation: messages, transactions, masks --------------------------------------------------
 
 
