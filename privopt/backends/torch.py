@@ -160,17 +160,19 @@ class TorchBackend:
             ours = self.to_numpy(left)
             theirs = None if right is None else ours if right is left else self.to_numpy(right)
             return summation.segment_dots(ours, theirs, starts)
-        ends = [*starts[1:], left.numel()]
-        sums = [
-            self._segment(left[a:b], None if right is None else right[a:b])
-            for a, b in zip(starts, ends, strict=True)
-        ]
+        sums = []
+        for a, b in zip(starts, [*starts[1:], left.numel()], strict=True):
+            part = left[a:b]
+            other = None if right is None else part if right is left else right[a:b]
+            sums.append(self._segment(part, other))
         return torch.stack(sums).cpu().numpy() if sums else np.zeros(0)
 
     @staticmethod
     def _segment(left: Array, right: Array | None) -> Array:
         if right is None:
             return left.sum(dtype=torch.float64)
+        if right is left:
+            return torch.linalg.vector_norm(left, dtype=None if left.is_complex() else torch.float64) ** 2
         if left.is_complex():
             left, right = torch.view_as_real(left), torch.view_as_real(right)
         return (left.to(torch.float64) * right).sum()

@@ -131,17 +131,15 @@ def _run_numpy(job: Pass, name: str) -> list[Array]:
 
 
 def _run_torch(job: Pass, name: str) -> list[Array]:
-    if job.device != "cpu":
-        if name in ("exact", "eager", "blocked"):
-            return _through_copies(job)
-        return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    fused = name == "torch" or (name == "auto" and not _has_numba())
-    if fused:
+    on_cpu = job.device == "cpu"
+    if name == "torch" or (name == "auto" and not (on_cpu and _has_numba())):
         done: list[Array] | None = _loaded("torch_fused").run(job)
         if done is not None:
             return done
-    if name == "traced":
+    if name == "traced" or (not on_cpu and name not in ("exact", "eager", "blocked")):
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
+    if not on_cpu:
+        return _through_copies(job)
     if not job.program.compilable:
         # torch's own operations: numpy would round these differently in the last bit.
         return _through_copies(job) if _overlaps(job) else blocked.run(job)

@@ -197,7 +197,7 @@ def test_packing_writes_named_arrays_into_the_vectors_memory(framework: str) -> 
 
 def test_integers_among_the_weights_are_named() -> None:
     weights = Vector.build({"w": np.ones(2), "count": np.ones((), np.int64)})
-    with pytest.raises(TypeError, match="got 'count' of dtype int64. Leave it out"):
+    with pytest.raises(TypeError, match=r"got 'count' of dtype int64\. Leave it out"):
         Optimizer(0.1).step(weights, weights)
 
 
