@@ -172,7 +172,8 @@ class TorchBackend:
         if right is None:
             return left.sum(dtype=torch.float64)
         if right is left:
-            return torch.linalg.vector_norm(left, dtype=None if left.is_complex() else torch.float64) ** 2
+            norm: Array = torch.linalg.vector_norm(left, dtype=None if left.is_complex() else torch.float64)
+            return norm * norm
         if left.is_complex():
             left, right = torch.view_as_real(left), torch.view_as_real(right)
         return (left.to(torch.float64) * right).sum()
