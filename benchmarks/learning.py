@@ -5,12 +5,11 @@ Each problem shows one difficulty. All but the Rosenbrock valley have noise in t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -239,7 +238,8 @@ def learn(
     grads = weights.full_like(0.0)
     points = [(0.0, problem.loss(weights.coefs))]
     optimizer.start_round()
-    with np.errstate(all="ignore"), _plain_executor():
+    # Tensors this small are not worth a compiled loop, which is not installed everywhere.
+    with np.errstate(all="ignore"), privopt.executor("eager"):
         for step in range(1, problem.steps + 1):
             found = problem.gradient(weights.coefs, rng)
             for name, view in grads.coefs.items():
@@ -254,14 +254,6 @@ def learn(
                 if feed is not None:
                     feed(points[-1][1])
     return points
-
-
-def _plain_executor() -> contextlib.AbstractContextManager[object]:
-    """Tensors this small are not worth a compiled kernel."""
-    choose: Any = getattr(privopt, "executor", None)
-    chosen: contextlib.AbstractContextManager[object]
-    chosen = choose("eager") if choose is not None else contextlib.nullcontext()
-    return chosen
 
 
 def score(points: Sequence[tuple[float, float]]) -> float:

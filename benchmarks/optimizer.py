@@ -14,7 +14,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 
@@ -58,6 +57,9 @@ def cases() -> Iterator[Benchmark]:
         for size in SHAPES:
             case = f"adam chain, {size}, against {peer.name}"  # type: ignore[attr-defined]  # a class
             yield Benchmark(case, functools.partial(_against, case, SHAPES[size], peer, bar, eps))
+    for size in SHAPES:
+        case = f"adam chain, {size}, jax arrays, against optax jit"
+        yield Benchmark(case, functools.partial(_jax, case, SHAPES[size]))
     for executor, adam_bar, scaffold_bar in (("torch", 1.7, None), ("blocked", 3.5, 3.5)):
         for size in SHAPES:
             case = f"adam chain, {size}, executor {executor}"
@@ -69,15 +71,14 @@ def cases() -> Iterator[Benchmark]:
     yield from _memory()
 
 
-def _executor(name: str) -> AbstractContextManager[object]:
-    """Run what is inside by the executor of that name."""
-    if name == "auto":
-        return contextlib.nullcontext()
-    choose = getattr(privopt, "executor", None)
-    if choose is None:
-        raise Unavailable("this version of privopt has one executor")
-    chosen: AbstractContextManager[object] = choose(name)
-    return chosen
+@contextlib.contextmanager
+def _executor(name: str) -> Iterator[None]:
+    """Run the steps of what is inside by the executor of that name."""
+    try:
+        with privopt.executor(name):
+            yield
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
 
 
 # ---- time -------------------------------------------------------------------------------------------------
@@ -113,6 +114,11 @@ def _against(
 ) -> Case:
     start = tensors(shapes, 0.05, 0)
     return _measured(case, peers.Flat(start, peers.adam_chain(eps)), peer(start), shapes, bar)
+
+
+def _jax(case: str, shapes: Sequence[Shape]) -> Case:
+    start = tensors(shapes, 0.05, 0)
+    return _measured(case, peers.FlatJax(start, peers.adam_chain()), peers.Optax(start), shapes, 1.0)
 
 
 def _measured(case: str, ours: Step, peer: Step, shapes: Sequence[Shape], bar: float | None) -> Case:

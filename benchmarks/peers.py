@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ __all__ = [
     "Bound",
     "Declearn",
     "Flat",
+    "FlatJax",
     "Optax",
     "Packed",
     "TorchForeach",
     "TorchFused",
     "Torchzero",
     "adam_chain",
-    "pack",
     "scaffold_chain",
 ]
 
@@ -66,15 +66,6 @@ def vector(arrays: Mapping[str, Array]) -> Vector:
     return Vector.build({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def pack(flat: Vector, arrays: Sequence[torch.Tensor]) -> None:
-    """Copy tensors, in the layout's order, into the one buffer of a Vector."""
-    packed = getattr(flat, "pack_", None)
-    if packed is not None:
-        packed(arrays)
-    else:
-        torch.cat([a.reshape(-1) for a in arrays], out=flat.buffers[0])
-
-
 class Flat(Step):
     """Ours, with weights and gradients each in one flat buffer."""
 
@@ -109,7 +100,7 @@ class Packed(Flat):
             param.grad = torch.from_numpy(gradients[name].copy())
 
     def step(self) -> None:
-        pack(self.grads, [p.grad for p in self.model.values() if p.grad is not None])
+        self.grads.pack({name: param.grad for name, param in self.model.items()})
         super().step()
 
 
@@ -129,6 +120,30 @@ class Bound(Flat):
         parts = ((p * torch.from_numpy(gradients[name])).sum() for name, p in self.model.items())
         # The gradient of this loss is what was given, and backward is what puts it there.
         torch.stack(list(parts)).sum().backward()  # type: ignore[no-untyped-call]  # torch types it only in part
+
+
+class FlatJax(Step):
+    """Ours on jax's arrays, one flat array each, compiled by `jax.jit`."""
+
+    name = "privopt"
+
+    def __init__(self, weights: Mapping[str, Array], optimizer: Optimizer) -> None:
+        self._jax = _import("jax")
+        self.optimizer = optimizer
+        self.params = self._vector(weights)
+
+    def _vector(self, arrays: Mapping[str, Array]) -> Vector:
+        return Vector.build({name: self._jax.numpy.array(array) for name, array in arrays.items()})
+
+    def load(self, gradients: Mapping[str, Array]) -> None:
+        self.grads = self._vector(gradients)
+
+    def step(self) -> None:
+        self.optimizer.step(self.grads, self.params)
+        self._jax.block_until_ready(self.params.buffers)
+
+    def weights(self) -> Mapping[str, Array]:
+        return {name: np.asarray(array) for name, array in self.params.coefs.items()}
 
 
 # ---- torch ------------------------------------------------------------------------------------------------

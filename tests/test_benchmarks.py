@@ -121,6 +121,11 @@ def test_ours_steps_as_each_peer_does(kind: Any) -> None:
     problems.agree(peers.Flat(start, peers.adam_chain(eps)), kind(start), shapes)
 
 
+def test_ours_on_jax_steps_as_optax_does() -> None:
+    start = problems.tensors(SHAPES, 0.05, 0)
+    problems.agree(peers.FlatJax(start, peers.adam_chain()), peers.Optax(start), SHAPES)
+
+
 def test_sides_that_differ_are_found_out() -> None:
     start = problems.tensors(SHAPES, 0.05, 0)
 
@@ -132,14 +137,6 @@ def test_sides_that_differ_are_found_out() -> None:
 
     with pytest.raises(AssertionError, match="t0001"):
         problems.agree(peers.Flat(start, peers.adam_chain()), Slower(start), SHAPES)
-
-
-def test_packing_puts_every_gradient_in_its_place() -> None:
-    arrays = problems.tensors(SHAPES, 1.0, 3)
-    flat = peers.vector(arrays).full_like(0.0)
-    peers.pack(flat, [torch.from_numpy(a) for a in arrays.values()])
-    for name, view in flat.coefs.items():
-        np.testing.assert_array_equal(view.numpy(), arrays[name])
 
 
 def test_backward_writes_bound_gradients_into_the_flat_buffer() -> None:
