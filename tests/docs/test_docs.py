@@ -11,7 +11,9 @@ A page is one test. Its blocks run in order, share one namespace and one tempora
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import copy
 import doctest
 import importlib
 import io
@@ -57,7 +59,7 @@ def blocks(page: Path) -> Iterator[Block]:
 @pytest.fixture
 def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A module in a folder of its own, and the tables of plug-ins as they were before."""
-    from privopt import registry
+    from privopt import executors, registry
 
     # As a user's own script: a class of the page finds its module, an import looks into the folder.
     module = types.ModuleType("page")
@@ -75,7 +77,9 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
         table.table()  # with all that is built in, which a page may not take out again
     kept = [dict(table._classes) for table in tables]
     known = set(sys.modules)
+    threads = executors.num_threads()
     yield vars(module)
+    executors.set_num_threads(threads)
     for table, classes in zip(tables, kept, strict=True):
         table._classes = classes
     for name in set(sys.modules) - known:
@@ -190,6 +194,97 @@ def test_the_table_of_keys_has_every_key_with_its_default() -> None:
         unset = key in ("client.effort.epochs", "client.effort.seconds")
         overrides = [] if unset else [f"{key}={default}"]
         assert config.load(None, overrides) == config.Config(), key
+
+
+def written_classes(page: Path) -> dict[str, ast.ClassDef]:
+    """The classes that a page's blocks of Python define."""
+    parsed = [ast.parse(b.text) for b in blocks(page) if b.language == "python" and ">>> " not in b.text]
+    return {node.name: node for tree in parsed for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def lines_of(node: ast.ClassDef) -> int:
+    """Lines of a class without blank ones and docstrings."""
+    without = copy.deepcopy(node)
+    for part in ast.walk(without):
+        if isinstance(part, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(part) is not None:
+            part.body.pop(0)
+    # Unparsed, every statement is on a line of its own, whatever its length.
+    return sum(bool(line.strip()) for line in ast.unparse(without).splitlines())
+
+
+MOST_LINES = {"module": 12, "module with state": 20, "regularizer": 12, "schedule": 8, "aux-var": 8}
+
+
+def test_a_plug_in_of_ones_own_is_as_short_as_the_page_says() -> None:
+    page = ROOT / "docs" / "plugins.md"
+    classes = written_classes(page)
+    told = re.findall(r"^\| \[.*?\]\(#[a-z-]+\) \| `(\w+)` \| (\d+) \|$", page.read_text("utf-8"), re.M)
+    assert {name: int(lines) for name, lines in told} == {name: lines_of(classes[name]) for name, _ in told}
+    assert len(told) >= 7
+    counted = set()
+    for node in classes.values():
+        base = ast.unparse(node.bases[0])
+        kind = {"OptiModule": "module", "AuxVar": "aux-var"}.get(base, base.lower())
+        if kind == "module" and "= state(" in ast.unparse(node):
+            kind = "module with state"
+        assert lines_of(node) <= MOST_LINES[kind], f"{node.name} has {lines_of(node)} lines"
+        counted.add(kind)
+    assert counted == set(MOST_LINES)
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("optimizer.md", "OPTI_MODULES"),
+        ("optimizer.md", "REGULARIZERS"),
+        ("schedules.md", "SCHEDULES"),
+        ("federated-algorithms.md", "AGGREGATORS"),
+    ],
+)
+def test_every_plug_in_stands_in_a_table_of_its_page(page: str, table: str) -> None:
+    from privopt import registry
+
+    rows = re.findall(r"^\|(.*?)\|", (ROOT / "docs" / page).read_text("utf-8"), re.M)
+    named = set(re.findall(r"`([a-z0-9-]+)`", "\n".join(rows)))
+    found = registry.__dict__[table].table()
+    built_in = {name for name, cls in found.items() if cls.__module__.startswith("privopt.")}
+    assert built_in <= named
+
+
+def imported(path: Path) -> set[str]:
+    """The files of privopt (or folders, at the top) that a file needs when it runs."""
+    package = path.relative_to(ROOT).with_suffix("").parts
+    found: set[str] = set()
+
+    def look(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: -node.level], *(node.module or "").split(".")]
+            names = [".".join(filter(None, [*base, alias.name])) for alias in node.names]
+            found.update(name.split(".")[1] for name in names if name.startswith("privopt."))
+        for child in ast.iter_child_nodes(node):
+            look(child)
+
+    look(ast.parse(path.read_text("utf-8")))
+    return found
+
+
+def test_the_floors_of_the_design_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([1-9]) \| (.*?) \|", text, re.M)[:7]
+    floors = {name: int(n) for n, names in rows for name in re.findall(r"`(\w+)/?`", names)}
+    files = [path for path in (ROOT / "privopt").rglob("*.py") if not path.stem.startswith("__m")]
+    where = {path: path.relative_to(ROOT / "privopt").parts[0].removesuffix(".py") for path in files}
+    assert set(floors) == set(where.values()) - {"__init__"}
+    upwards = {
+        (where[path], name)
+        for path in files
+        if where[path] != "__init__"
+        for name in imported(path) & set(floors)
+        if floors[name] > floors[where[path]]
+    }
+    assert upwards == {("federation", "report")}
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
