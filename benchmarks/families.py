@@ -210,7 +210,7 @@ FAMILIES: dict[str, Family] = {
         ("quadratic", "digits"),
         [
             _scheduled("constant"),
-            _scheduled("cosine-restarts", period=35, multiplier=2),
+            _scheduled("cosine-restarts", period=36, multiplier=2),
             _scheduled("cyclic-triangular", base=lambda r: r / 10, max_rate=lambda r: r, rise=25, shrink=0.5),
             _scheduled("cyclic-exp-range", base=lambda r: r / 10, max_rate=lambda r: r, rise=25, factor=0.99),
             _scheduled("one-cycle", duration=STEPS),

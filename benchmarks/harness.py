@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["Benchmark", "Case", "Unavailable", "against_limit", "compare"]
@@ -33,6 +34,8 @@ class Case:
         runs: How often each was run.
         unit: What the values are: seconds (``s``), megabytes (``MB``), or a pure number (empty).
         bar: The largest ratio that the project accepts, where it has set one.
+        load: The machine's load average over the minute before, to judge the values by; other work than
+            these measurements is in it too.
     """
 
     case: str
@@ -46,6 +49,7 @@ class Case:
     runs: int
     unit: str = "s"
     bar: float | None = None
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
 
     def to_dict(self) -> dict[str, Any]:
         """The case as JSON values."""
