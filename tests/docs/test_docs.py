@@ -223,6 +223,8 @@ def test_a_plug_in_of_ones_own_is_as_short_as_the_page_says() -> None:
     assert len(told) >= 7
     counted = set()
     for node in classes.values():
+        if node.name.startswith("Test"):
+            continue
         base = ast.unparse(node.bases[0])
         kind = {"OptiModule": "module", "AuxVar": "aux-var"}.get(base, base.lower())
         if kind == "module" and "= state(" in ast.unparse(node):
