@@ -161,13 +161,11 @@ class Optimizer:
             if not isinstance(value, Vector):
                 raise TypeError(f"Expected {what} as a Vector, got {type(value).__name__}.")
         gradients._verify(weights)
-        if weights.layout is not self._steppable:
-            _verify_fractional(weights.layout)
-            self._steppable = weights.layout
+        self.verify(weights.layout)
         plugins = self.plugins
         changing: list[Plugin] = [*plugins, *self._schedules()]
         before = [(plugin, dict(plugin.__dict__)) for plugin in changing]
-        grouping = self._grouping(weights.layout) if self.groups else None
+        grouping = self._grouped
         eager = steps_eagerly(weights._backend, weights.size)
         try:
             with np.errstate(all="ignore"):
@@ -192,6 +190,18 @@ class Optimizer:
                 plugin.__dict__.update(kept)
             raise
         return result[0]
+
+    def verify(self, layout: Layout) -> None:
+        """Check what needs a model's layout, before anything is spent on a first step.
+
+        Raises:
+            ValueError: If a group matches no tensor, or one of its settings belongs to no plug-in or to two.
+            TypeError: If a tensor holds integers, or a setting cannot differ between tensors.
+        """
+        if layout is not self._steppable:
+            _verify_fractional(layout)
+            self._grouped = Grouping(self.groups, layout, self.plugins) if self.groups else None
+            self._steppable = layout
 
     def _updates(self, step: Step, grouping: Grouping | None) -> Vector:
         weights, gradients = step.weights, step.gradients
@@ -223,11 +233,6 @@ class Optimizer:
         if grouping is None:
             return lrate, w_decay
         return grouping.rate("lrate", lrate), grouping.rate("w_decay", w_decay)
-
-    def _grouping(self, layout: Layout) -> Grouping:
-        if self._grouped is None or self._grouped.layout is not layout:
-            self._grouped = Grouping(self.groups, layout, self.plugins)
-        return self._grouped
 
     @property
     def current_lrate(self) -> float:

@@ -94,6 +94,7 @@ class Client:
         self.id = client_id
         self.home = home
         self.problem = problem
+        optimizer.verify(problem.weights.layout)
         self.optimizer = optimizer
         self.run = run
         self.privacy = privacy

@@ -14,11 +14,12 @@ import dp
 import secagg
 
 from ..aggregators import Aggregator
+from ..layout import Layout
 from ..optimizer import Optimizer
 from ..setup import data as datasets
 from ..setup import models
 from ..setup.config import check_plugins, chosen_aggregator
-from ..setup.tables import Config, OptimizerSpec
+from ..setup.tables import Config, ConfigError, OptimizerSpec
 from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
 from .pairs import tell
@@ -50,7 +51,7 @@ class Parts:
             self._verify_deltas()
         check_plugins(config)
         self._note_mismatches()
-        self.model()
+        self._verify_groups()
 
     def _note_mismatches(self) -> None:
         """Say so where methods and settings do not go together as one may expect."""
@@ -102,16 +103,29 @@ class Parts:
         """How updates become one."""
         return chosen_aggregator(self.config.server)
 
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where the model's parameters lie."""
+        named = {name: p.detach() for name, p in self.model().named_parameters() if p.requires_grad}
+        return Vector.build(named).layout
+
+    def _verify_groups(self) -> None:
+        """Before anything is made: a group's pattern can only be judged beside the model."""
+        for side in ("client", "server"):
+            try:
+                make_optimizer(getattr(self.config, side).optimizer).verify(self.layout)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{side}.optimizer.groups: {error}") from error
+
     def schema(self) -> secagg.Schema:
         """What each client sends in a round, and how it sums."""
         config = self.config
-        named = {name: p.detach() for name, p in self.model().named_parameters() if p.requires_grad}
         optimizer = make_optimizer(config.client.optimizer)
         most = self.aggregator.most(self.most_weight, self.steps)
         tell(optimizer.plugins, "on_weighting", most, most)
         return round_schema(
             optimizer,
-            Vector.build(named).layout,
+            self.layout,
             aggregator=self.aggregator,
             most_weight=self.most_weight,
             most_steps=self.steps,
@@ -176,4 +190,4 @@ class Parts:
 
 def make_optimizer(spec: OptimizerSpec) -> Optimizer:
     """The optimizer that a configuration describes."""
-    return Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
+    return Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules), spec.groups)

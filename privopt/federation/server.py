@@ -118,6 +118,7 @@ class Server:
         self.aggregator = aggregator or Mean()
         verify_pairs(client_optimizer, optimizer, self.aggregator)
         self.weights = weights
+        optimizer.verify(weights.layout)
         self.optimizer = optimizer
         self.run = run
         self.steps = steps

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..federation.settings import EarlyStop
 from ..setup.config import ConfigError, from_json
 from ..setup.disclosed import disclosures
 from ..setup.tables import Config
@@ -199,6 +200,15 @@ def _pairs(facts: RunFacts, config: Config) -> Iterator[tuple[str, object, objec
     yield "steps", config.steps_per_round, plan.steps
 
 
+def _ended_early(run: RunFolder, config: Config) -> bool:
+    """Whether the rule that the configuration names ended the run."""
+    stop = config.server.stop
+    if stop.metric is None:
+        return False
+    metrics = [getattr(line, stop.metric) for line in run.rounds if line.status == "ok"]
+    return EarlyStop(stop.metric, stop.patience, stop.min_change).reached(metrics)
+
+
 def _rounds(run: RunFolder, config: Config) -> Iterator[str]:
     """As many rounds as asked for, unless budgets ended the run; enough clients in each that is 'ok'."""
     need = config.masks.min_clients if config.masks.enabled else 1
@@ -209,7 +219,7 @@ def _rounds(run: RunFolder, config: Config) -> Iterator[str]:
     done = len(run.rounds)
     if done > config.rounds:
         yield f"metrics.jsonl has {done} rounds, config.json {config.rounds}"
-    elif done < config.rounds and run.run.model.sha256 is not None:
+    elif done < config.rounds and run.run.model.sha256 is not None and not _ended_early(run, config):
         last = run.rounds[-1].clients.values() if run.rounds else ()
         able = sum(said.status not in ("stopped", "refused") for said in last)
         if not run.rounds or able >= need:

@@ -46,7 +46,13 @@ _NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "
     "null": "none",
 }
 _LIST_HINT = 'Write a list, such as ["adam"] or [["l2-global-clipping", {max_norm = 1.0}], "adam"].'
+_RATE_HINT = 'Write a number, or a schedule: ["cosine", {base = 0.1, duration = 100}].'
+_GROUP_HINT = 'Write a list of tables: [{match = ".*bias", w_decay = 0.0}].'
 _EXAMPLES = {
+    ("client", "optimizer", "lrate"): _RATE_HINT,
+    ("server", "optimizer", "lrate"): _RATE_HINT,
+    ("client", "optimizer", "groups"): _GROUP_HINT,
+    ("server", "optimizer", "groups"): _GROUP_HINT,
     ("client", "optimizer", "modules"): _LIST_HINT,
     ("client", "optimizer", "regularizers"): _LIST_HINT,
     ("server", "optimizer", "modules"): _LIST_HINT,
@@ -165,7 +171,9 @@ def check_plugins(config: Config) -> None:
     optimizers = []
     for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
         try:
-            optimizer = Optimizer(spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules))
+            optimizer = Optimizer(
+                spec.lrate, spec.w_decay, list(spec.regularizers), list(spec.modules), spec.groups
+            )
         except (TypeError, ValueError, KeyError) as error:
             text = error.args[0] if error.args else type(error).__name__
             raise ConfigError(f"{side}.optimizer: {text}") from error
@@ -362,13 +370,15 @@ channels = [16, 32]      # cnn: channels of its convolutions
 
 [client]
 # home = "homes/{id}"    # kept between runs: keys, ledger. Without it each run makes fresh ones
-# `privopt modules` lists what can be plugged in, as "name" or ["name", {parameter = value}].
-optimizer = {lrate = 2.0, w_decay = 0.0, modules = ["scaffold-client"], regularizers = []}
+# `privopt modules` lists what can be plugged in, as "name" or ["name", {parameter = value}]. lrate takes a
+# number or a schedule: ["cosine", {base = 2.0, duration = 100}]. Layers may differ:
+# groups = [{match = ".*bias", w_decay = 0.0}, {match = "embed", frozen = true}]
+optimizer = {lrate = 2.0, w_decay = 0.0, modules = ["scaffold-client"], regularizers = [], groups = []}
 effort = {steps = 5}     # local steps a round, or {epochs = 1.0}; without dp also {seconds = 10.0}
 
 [server]
 # home = "homes/server"
-optimizer = {lrate = 1.0, w_decay = 0.0, modules = ["scaffold-server"], regularizers = []}
+optimizer = {lrate = 1.0, w_decay = 0.0, modules = ["scaffold-server"], regularizers = [], groups = []}
 aggregator = "mean"      # or "sum", "masked-mean", "fednova", or ["fednova", {momentum = 0.9}]
 weighting = "uniform"    # what an update counts: "uniform", "samples" (then rows are public), "steps"
 selection = {how = "all"}              # or {how = "uniform", clients = 5}, "weighted", "round-robin"

@@ -97,12 +97,13 @@ class Model(_Table, frozen=True):
 
 
 class OptimizerSpec(_Table, frozen=True):
-    """An optimizer as data: learning rate, decoupled weight decay, and plug-ins in order."""
+    """An optimizer as data: learning rate and decay (numbers or schedules), plug-ins in order, groups."""
 
-    lrate: float = 1.0
-    w_decay: float = 0.0
+    lrate: float | PlugIn = 1.0
+    w_decay: float | PlugIn = 0.0
     modules: tuple[PlugIn, ...] = ()
     regularizers: tuple[PlugIn, ...] = ()
+    groups: tuple[dict[str, Any], ...] = ()
 
 
 class Effort(_Table, frozen=True):
@@ -374,9 +375,11 @@ def _check_optimizers(config: Config) -> None:
     rule = _Rules()
     for side, spec in (("client", config.client.optimizer), ("server", config.server.optimizer)):
         key = f"{side}.optimizer"
-        rule(_positive(spec.lrate), "a finite learning rate > 0", f"{key}.lrate", spec.lrate, "Try 1.0.")
-        decays = math.isfinite(spec.w_decay) and spec.w_decay >= 0
-        rule(decays, "a finite weight decay >= 0", f"{key}.w_decay", spec.w_decay, "0 turns it off.")
+        if isinstance(spec.lrate, float):
+            rule(_positive(spec.lrate), "a finite learning rate > 0", f"{key}.lrate", spec.lrate, "Try 1.0.")
+        if isinstance(spec.w_decay, float):
+            decays = math.isfinite(spec.w_decay) and spec.w_decay >= 0
+            rule(decays, "a finite weight decay >= 0", f"{key}.w_decay", spec.w_decay, "0 turns it off.")
 
 
 def _check_data(data: Data) -> None:

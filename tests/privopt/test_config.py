@@ -1,15 +1,27 @@
 """The configuration: what the template says is what runs, and every mistake is told with its remedy."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privopt.federation.parts import Parts
+from privopt import Group
+from privopt.federation.parts import Parts, make_optimizer
 from privopt.setup import config
-from privopt.setup.config import Config, ConfigError, MasksConfigError, PrivacyConfigError, load
+from privopt.setup.config import (
+    Config,
+    ConfigError,
+    MasksConfigError,
+    PrivacyConfigError,
+    check_plugins,
+    from_json,
+    load,
+    to_json,
+)
 from privopt.setup.disclosed import disclosures
 
 
@@ -276,3 +288,37 @@ def test_what_is_explained_of_a_weighted_round_is_what_is_sent():
     parts = Parts(chosen)
     assert parts.schema()["scaffold.first"].at_most == 2**40
     assert parts.schema()["weight"].at_most == parts.most_weight
+
+
+def test_optimizers_take_schedules_and_groups_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(
+        """
+        [client.optimizer]
+        lrate = ["warmup", {duration = 3, then = ["cosine", {base = 2.0, duration = 30}]}]
+        groups = [{match = ".*bias", lrate_scale = 0.5, w_decay = 0.0}]
+        """
+    )
+    config = load(path)
+    check_plugins(config)
+    optimizer = make_optimizer(from_json(to_json(config)).client.optimizer)
+    assert optimizer.current_lrate == 0.5
+    assert optimizer.groups == (Group(".*bias", lrate_scale=0.5, w_decay=0.0),)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("client.optimizer.lrate=cosin", "a known schedule, got 'cosin'. Did you mean 'cosine'"),
+        ('client.optimizer.lrate=["cosine",{bas=1.0}]', "got 'bas'"),
+        ("client.optimizer.groups=[{rate=1.0}]", "a group's keys among"),
+        ('client.optimizer.groups=[{match="bias",lrate=-1.0}]', "lrate >= 0"),
+        (
+            'client.optimizer.groups=[{match="bios"}]',
+            "client.optimizer.groups: Expected group 'bios' to match",
+        ),
+    ],
+)
+def test_wrong_schedules_and_groups_are_refused_before_anything_is_made(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Parts(load(None, [override]))
