@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from .harness import Unavailable
+from .harness import Disagreement, Unavailable
 
 # Subject -> what it measures; each is a file of this folder with a generator `cases()`.
 SUBJECTS = {
@@ -21,7 +21,7 @@ SUBJECTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the named subjects; the exit status is 1 if no case was measured."""
+    """Run the named subjects; the exit status is 1 if two sides disagreed, or no case was measured."""
     lines = "\n".join(f"  {name:<10} {what}" for name, what in SUBJECTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--list", action="store_true", help="only name the cases")
     options = parser.parse_args(arguments)
-    measured = 0
+    measured = disagreed = 0
     for name in options.subjects:
         for benchmark in importlib.import_module(f"benchmarks.{name}").cases():
             if options.only.lower() not in benchmark.case.lower():
@@ -50,16 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _progress("")
                 print(f"{benchmark.case}: not measured: {reason}", file=sys.stderr, flush=True)
                 continue
+            except Disagreement as found:
+                _progress("")
+                print(f"{benchmark.case}: the two sides disagree: {found}", file=sys.stderr, flush=True)
+                disagreed += 1
+                continue
             _progress("")
             measured += 1
             print(json.dumps(case.to_dict()) if options.json else case, flush=True)
-    if not measured:
+    if not measured and not disagreed:
         print(
             f"Expected at least one case that can be measured, got none for --only {options.only!r}. "
             "`--list` names them.",
             file=sys.stderr,
         )
-    return 0 if measured else 1
+    return 0 if measured and not disagreed else 1
 
 
 def _progress(text: str) -> None:

@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Benchmark", "Case", "Unavailable", "against_limit", "compare"]
+__all__ = ["Benchmark", "Case", "Disagreement", "Unavailable", "against_limit", "compare"]
 
 
 class Unavailable(Exception):  # noqa: N818  # a state of the environment, not an error of the benchmark
     """A case that cannot be measured here; the text says what to install."""
+
+
+class Disagreement(Exception):  # noqa: N818  # what was found, not what failed
+    """The two sides do not give the same result, so their times mean nothing."""
 
 
 @dataclass(frozen=True)

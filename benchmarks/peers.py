@@ -216,7 +216,7 @@ class Torchzero(_Torch):
     """
 
     name = "torchzero"
-    eps = 1e-15
+    eps = 1e-20
 
     def __init__(self, weights: Mapping[str, Array]) -> None:
         super().__init__(weights)

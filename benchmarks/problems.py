@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .harness import Disagreement
+
 __all__ = ["SHAPES", "TOLERANCE", "Array", "Shape", "Step", "agree", "resnet18", "tensors"]
 
 Shape = tuple[int, ...]
@@ -64,7 +66,7 @@ def agree(ours: Step, peer: Step, shapes: Sequence[Shape], steps: int = 3) -> No
     """Make the same steps on both sides and raise unless the weights agree within `TOLERANCE`.
 
     Raises:
-        AssertionError: If they do not; names the tensor.
+        Disagreement: If they do not; names the tensor.
     """
     before = {name: np.array(a) for name, a in peer.weights().items()}
     for seed in range(1, steps + 1):
@@ -74,12 +76,12 @@ def agree(ours: Step, peer: Step, shapes: Sequence[Shape], steps: int = 3) -> No
             side.step()
     mine, theirs = ours.weights(), peer.weights()
     moved = max(_largest(theirs[name], before[name]) for name in before)
-    assert moved > 0, "the peer's weights did not move"
+    if moved == 0:
+        raise Disagreement("the peer's weights did not move")
     for name in before:
         apart = _largest(mine[name], theirs[name])
-        assert apart <= TOLERANCE * moved, (
-            f"{name}: {apart:.3g} apart after {steps} steps, the largest change is {moved:.3g}"
-        )
+        if not apart <= TOLERANCE * moved:
+            raise Disagreement(f"{name}: {apart:.3g} apart after {steps} steps that change up to {moved:.3g}")
 
 
 def _largest(a: Any, b: Any) -> float:

@@ -135,7 +135,7 @@ def test_sides_that_differ_are_found_out() -> None:
             with torch.no_grad():
                 self.params["t0001"].mul_(1.001)
 
-    with pytest.raises(AssertionError, match="t0001"):
+    with pytest.raises(harness.Disagreement, match="t0001"):
         problems.agree(peers.Flat(start, peers.adam_chain()), Slower(start), SHAPES)
 
 
@@ -279,6 +279,21 @@ def test_a_case_is_one_json_object(
     told: Mapping[str, Any] = json.loads(capsys.readouterr().out)
     assert told["ratio"] == 0.5
     assert {"case", "ours", "baseline", "baseline_name", "ratio"} <= set(told)
+
+
+def test_sides_that_disagree_are_told_and_fail_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = harness.against_limit("fine", [1.0], 2.0, "MB")
+
+    def differ() -> harness.Case:
+        raise harness.Disagreement("t0001: 3 apart")
+
+    measured_in(monkeypatch, harness.Benchmark("off", differ), harness.Benchmark("fine", lambda: case))
+    assert command.main(["masking"]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("fine")
+    assert "off: the two sides disagree: t0001: 3 apart" in told.err
 
 
 def test_a_missing_peer_is_told_and_the_others_are_measured(
