@@ -17,7 +17,7 @@ from .plugin import Plugin
 from .schedules import Schedule, schedule_of
 from .vector import PerTensor
 
-__all__ = ["Group", "Grouping", "groups_of", "rate_of"]
+__all__ = ["Group", "Grouping", "groups_of", "rate_of", "verify_settings"]
 
 Rate = float | Schedule
 
@@ -35,20 +35,21 @@ class Group:
         lrate: Replaces the optimizer's rate: a number or a schedule.
         lrate_scale: Multiplies the rate, finite and >= 0.
         w_decay: Replaces the optimizer's decay: a number or a schedule.
-        frozen: Nothing of these tensors changes; their gradients count as zeros everywhere.
+        frozen: Nothing of these tensors changes; their gradients count as zeros everywhere. False thaws what
+            an earlier group froze.
         settings: Hyper-parameters of plug-ins, ``{"adam.eps": 1e-8}``, or ``{"eps": 1e-8}`` where one plug-in
             has that name. Only numbers that enter the arithmetic can differ.
 
     Example:
         >>> Group(r".*(bias|norm)", w_decay=0.0)
-        Group(match='.*(bias|norm)', lrate=None, lrate_scale=1.0, w_decay=0.0, frozen=False, settings={})
+        Group(match='.*(bias|norm)', lrate=None, lrate_scale=1.0, w_decay=0.0, frozen=None, settings={})
     """
 
     match: str
     lrate: Any = None
     lrate_scale: float = 1.0
     w_decay: Any = None
-    frozen: bool = False
+    frozen: bool | None = None
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Group:
             raise ValueError(
                 f"Expected a regular expression as a group's match, got {self.match!r}: {error}."
             ) from None
-        if not isinstance(self.frozen, bool):
+        if not isinstance(self.frozen, bool | None):
             raise TypeError(f"Expected frozen to be true or false, got {self.frozen!r}.")
         if not isinstance(self.settings, Mapping):
             raise TypeError(
@@ -167,7 +168,8 @@ class Grouping:
                 )
         frozen = np.zeros(len(layout), bool)
         for group, mask in zip(groups, self._masks, strict=True):
-            frozen |= mask & group.frozen
+            if group.frozen is not None:
+                frozen[mask] = group.frozen
         self.active = PerTensor(layout, 1.0 - frozen) if frozen.any() else None
         """0 for frozen tensors, 1 for others; None where none is frozen."""
         self.settings = self._settings(plugins)
@@ -198,6 +200,19 @@ class Grouping:
                 start = (plugin, name, np.full(len(self.layout), getattr(plugin, name)))
                 found.setdefault((id(plugin), name), start)[2][mask] = getattr(built, name)
         return [(plugin, name, PerTensor(self.layout, values)) for plugin, name, values in found.values()]
+
+
+def verify_settings(groups: Sequence[Group], plugins: Sequence[Plugin]) -> None:
+    """Check that each setting of each group belongs to one plug-in, which takes its value.
+
+    Raises:
+        ValueError: If one belongs to none or to two, or is out of range.
+        TypeError: If one is no number that can differ between tensors.
+    """
+    for group in groups:
+        for key, value in group.settings.items():
+            plugin, name = _owner(key, plugins)
+            type(plugin).from_config({**plugin.get_config(), name: value})
 
 
 def _owner(key: str, plugins: Sequence[Plugin]) -> tuple[Plugin, str]:

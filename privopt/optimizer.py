@@ -12,7 +12,7 @@ from secagg.reductions import Averaged, Reduction
 
 from .auxvar import AuxVar
 from .executors import steps_eagerly
-from .groups import Group, Grouping, config_of, groups_of, rate_of
+from .groups import Group, Grouping, config_of, groups_of, rate_of, verify_settings
 from .layout import Layout
 from .plugin import OptiModule, Plugin, Regularizer
 from .registry import OPTI_MODULES, REGULARIZERS, Registry
@@ -81,6 +81,7 @@ class Optimizer:
         self.regularizers = _plugins(regularizers, Regularizer, REGULARIZERS)
         self.modules = _plugins(modules, OptiModule, OPTI_MODULES)
         self.groups = groups_of(groups)
+        verify_settings(self.groups, self.plugins)
         self._scheduled = self._find_schedules()
         self._owned: Owned = {}
         self._grouped: Grouping | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NoReturn, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -96,11 +96,14 @@ class PerTensor:
     def __neg__(self) -> PerTensor:
         return PerTensor(self.layout, -self.values)
 
-    def __bool__(self) -> bool:
+    def _no_single(self, *others: object) -> NoReturn:
         raise TypeError(
-            "A PerTensor has one number per tensor and no single truth value. Use minimum, maximum or "
-            "where_positive; a hyper-parameter that a branch depends on cannot differ between groups."
+            "A PerTensor has one number per tensor and no single value. Use minimum, maximum or "
+            "where_positive; a hyper-parameter that a branch or a plain number depends on cannot differ "
+            "between groups."
         )
+
+    __bool__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _no_single
 
     def sqrt(self) -> PerTensor:
         """Elementwise square root."""
@@ -125,6 +128,15 @@ class PerTensor:
         return dict(zip(self.layout.names, map(float, self.values), strict=True))
 
 
+# Numpy's functions that are operations of Vectors, by the backends' names.
+_SAME = ("sqrt", "sign", "exp", "log", "isfinite", "minimum", "maximum", "add")
+_ALIKE = {"absolute": "abs", "negative": "neg", "subtract": "sub", "multiply": "mul", "divide": "div"}
+_ORDER = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
+_OF_NUMPY = (
+    {name: name for name in _SAME} | _ALIKE | _ORDER | {"power": "pow", "equal": "eq", "not_equal": "ne"}
+)
+
+
 class Vector:
     """Named tensors of any supported framework, held in one contiguous buffer per dtype and device.
 
@@ -147,7 +159,6 @@ class Vector:
     __slots__ = ("_backend", "buffers", "layout")
     in_step: ClassVar[bool] = False
     """Whether this is what a plug-in sees inside a step (`privopt.recording`)."""
-    __array_ufunc__ = None  # `numpy_scalar * vector` is ours, not an elementwise loop of numpy's
 
     def __init__(self, layout: Layout, buffers: Iterable[Array], backend: Backend) -> None:
         """Wrap existing buffers, one per block of the layout; `build` is the usual way in."""
@@ -249,7 +260,9 @@ class Vector:
         if coefs.keys() != set(self.layout.names):
             missing = [n for n in self.layout.names if n not in coefs]
             extra = [n for n in coefs if n not in self.layout.names]
-            raise ValueError(f"Expected the tensors of this layout, got none of {missing} and also {extra}.")
+            wrong = [f"none of {missing}"] if missing else []
+            wrong += [f"also {extra}"] if extra else []
+            raise ValueError(f"Expected exactly the tensors of this layout, got {' and '.join(wrong)}.")
         # Shapes alone: asking a framework for names of dtypes costs more than packing a small tensor.
         for spec in self.layout:
             array = coefs[spec.name]
@@ -396,6 +409,25 @@ class Vector:
 
     def _unary(self, operation: str) -> Vector:
         return self._of(self._backend.unary(operation, b) for b in self.buffers)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Vector:
+        """Numpy's elementwise functions of Vectors and numbers: ``np.sqrt(v)``, ``np.float64(2) * v``."""
+        name = _OF_NUMPY.get(ufunc.__name__)
+        result: Any = NotImplemented
+        if name is not None and method == "__call__" and not options:
+            if len(inputs) == 1:
+                return self._unary(name)
+            left, right = (x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
+            result = (
+                left._binary(name, right) if isinstance(left, Vector) else right._binary(name, left, True)
+            )
+        if result is NotImplemented:
+            raise TypeError(
+                f"Expected an operation of Vectors and numbers, got numpy.{ufunc.__name__} of "
+                f"{' and '.join(type(x).__name__ for x in inputs)}. Vectors have "
+                f"{', '.join(sorted(_OF_NUMPY))}; Vector.build makes one of arrays."
+            )
+        return cast(Vector, result)
 
     def __add__(self, other: object) -> Vector:
         return self._binary("add", other)

@@ -17,6 +17,7 @@ from .agreement import check_frameworks as check_frameworks
 from .configs import check_bad_configs as check_bad_configs
 from .configs import check_config as check_config
 from .configs import check_declaration as check_declaration
+from .configs import configs_of as configs_of
 from .contract import AgreementContract as AgreementContract
 from .contract import ConfigContract as ConfigContract
 from .contract import Contract as Contract
@@ -39,6 +40,7 @@ from .sharing import check_foreign_aux_var as check_foreign_aux_var
 from .sharing import check_received_memory as check_received_memory
 from .steps import check_caller_arrays as check_caller_arrays
 from .steps import check_failed_steps as check_failed_steps
+from .steps import check_groups as check_groups
 from .steps import check_integers as check_integers
 from .steps import check_layout as check_layout
 from .steps import check_memory as check_memory

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import unittest
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ..vector import Vector
-from .inputs import LARGE, SEVERAL
-from .subject import Subject, difference, expect
+from .inputs import LARGE, SEVERAL, precise
+from .resume import check_resume
+from .subject import Subject, closeness, difference, expect
 from .trial import live
 
-__all__ = ["EXECUTORS", "SHORT", "check_executors", "check_frameworks", "closeness", "runs_on"]
+__all__ = ["EXECUTORS", "SHORT", "check_executors", "check_frameworks", "runs_on"]
 
 SHORT = ("round", "step", "step", "accept", "round", "step")
 """Enough for first and later steps, and for a round with what was exchanged."""
+_IN_A_ROUND = 8
+"""Where a life is stopped: within its third round, after one that did not count."""
 RTOL = {"float32": 1e-6, "float64": 1e-12}
 """Across frameworks, of each tensor's largest entry."""
 COMPILED_RTOL = {"float32": 2e-6, "float64": 4e-15}
@@ -26,11 +26,22 @@ EXECUTORS = ("auto", "exact", "blocked", "numba", "torch")
 
 
 def check_frameworks(subject: Subject, framework: str, dtype: str = "float32") -> None:
-    """A life in one framework gives numpy's states and weights: to 1e-6 in float32, 1e-12 in float64."""
+    """A life in one framework gives numpy's states and weights: to 1e-6 in float32, 1e-12 in float64.
+
+    And stopped there and resumed from a file it goes on bit for bit.
+    """
     expected = live(subject, SHORT, dtype=dtype, by="exact").state()
-    found = live(subject, SHORT, dtype=dtype, framework=framework, by="exact").state()
-    gap = closeness(expected, found, RTOL[dtype])
+    there = live(subject, SHORT, dtype=dtype, framework=framework, by="exact")
+    gap = closeness(expected, there.state(), RTOL[dtype])
     expect(gap is None, subject, f"Expected numpy's numbers in {framework}, got {gap} ({dtype}).")
+    with precise(framework, dtype):
+        updates = there.optimizer.compute_updates(there.step_gradients(), there.weights)
+    expect(
+        updates.framework == framework and updates.layout == there.weights.layout,
+        subject,
+        f"Expected updates of {framework} in {dtype}, got {updates!r}.",
+    )
+    check_resume(subject, dtype=dtype, framework=framework, by="exact", at_words=[_IN_A_ROUND])
 
 
 def check_executors(subject: Subject, by: str, framework: str = "numpy", dtype: str = "float32") -> None:
@@ -72,22 +83,3 @@ def _exact_on_torch() -> Sequence[str]:
 
 def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
-
-
-def closeness(left: Any, right: Any, rtol: float, where: str = "") -> str | None:
-    """What first differs by more than `rtol` of its tensor's largest entry, in words; or None."""
-    if isinstance(left, Vector) and isinstance(right, Vector):
-        theirs = right.to_numpy().coefs
-        for name, array in left.to_numpy().coefs.items():
-            ours, other = np.asarray(array, np.float64), np.asarray(theirs[name], np.float64)
-            worst = float(np.max(np.abs(ours - other), initial=0.0))
-            # Written so that a NaN on one side is a difference.
-            if not worst <= rtol * float(np.max(np.abs(ours), initial=0.0)):
-                return f"{where}: tensor {name!r} differs by up to {worst:.3g}"
-        return None
-    if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
-        found = (closeness(left[k], right[k], rtol, f"{where}.{k}" if where else str(k)) for k in left)
-        return next((gap for gap in found if gap is not None), None)
-    if isinstance(left, float) and isinstance(right, float):
-        return None if abs(left - right) <= rtol * abs(left) else f"{where}: {left!r} and {right!r}"
-    return difference(left, right, where)

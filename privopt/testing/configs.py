@@ -6,9 +6,9 @@ left out. A field whose values an annotation does not tell gets them by name (`v
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import json
 import typing
 import unittest
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..aggregators import WEIGHTS
 from ..plugin import Plugin
-from .subject import Subject, difference, expect, table_of
+from .subject import Subject, accepted, difference, expect, table_of
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -129,7 +129,7 @@ def configs_of(subject: Subject, values: Values | None = None) -> SearchStrategy
 
     values = values or {}
     fields = {name: _values(subject, hyper, values) for name, hyper in subject.hyper.items()}
-    return st.fixed_dictionaries(fields).filter(lambda config: _accepted(subject, config))
+    return st.fixed_dictionaries(fields).filter(lambda config: accepted(subject, config))
 
 
 def _values(subject: Subject, hyper: dataclasses.Field[Any], values: Values) -> SearchStrategy[Any]:
@@ -142,7 +142,7 @@ def _values(subject: Subject, hyper: dataclasses.Field[Any], values: Values) -> 
         return own
     default = getattr(subject.plugin(), name)
     branches = [
-        drawn for drawn, probe in _branches(subject, hyper, default) if _accepted(subject, {name: probe})
+        drawn for drawn, probe in _branches(subject, hyper, default) if accepted(subject, {name: probe})
     ]
     if not branches:
         raise subject.broken(
@@ -150,7 +150,19 @@ def _values(subject: Subject, hyper: dataclasses.Field[Any], values: Values) -> 
             f"{hyper.type!r} tells none that the constructor takes. Give them: values={{{name!r}: "
             "hypothesis.strategies.sampled_from([...])}."
         )
-    return st.one_of(branches).filter(lambda value: value != default and _accepted(subject, {name: value}))
+    return st.one_of(branches).filter(lambda value: value != default and accepted(subject, {name: value}))
+
+
+def _resolved(subject: Subject, hyper: dataclasses.Field[Any]) -> Any:
+    """The annotation as a type; as it is spelled where it names what is there for type checkers alone."""
+    if not isinstance(hyper.type, str):
+        return hyper.type
+    owner = next(c for c in subject.plugin.__mro__ if hyper.name in inspect.get_annotations(c))
+    alone = type("_", (), {"__annotations__": {hyper.name: hyper.type}, "__module__": owner.__module__})
+    try:
+        return typing.get_type_hints(alone)[hyper.name]
+    except NameError:
+        return hyper.type
 
 
 _KNOWN: Mapping[str, Sequence[str]] = {"schedule.by": ("step", "round"), "aggregator.weight": WEIGHTS}
@@ -169,10 +181,7 @@ def _branches(
     """Kinds of values that an annotation allows, each with one of its kind to try the constructor on."""
     from hypothesis import strategies as st
 
-    kind = hyper.type
-    if isinstance(kind, str):
-        with contextlib.suppress(NameError):  # an annotation for type checkers alone; names are told below
-            kind = typing.get_type_hints(subject.plugin)[hyper.name]
+    kind = _resolved(subject, hyper)
     if typing.get_origin(kind) is typing.Literal:
         return [(st.just(value), value) for value in typing.get_args(kind) if value != default]
     if kind in (bool, "bool"):
@@ -187,14 +196,6 @@ def _branches(
     if kind in (str, "str"):
         return [(st.text(max_size=8), "another")]
     return []
-
-
-def _accepted(subject: Subject, config: Mapping[str, Any]) -> bool:
-    try:
-        subject.build_with(config)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 _WRONG: Mapping[str, Any] = {"float": "0.5", "int": 0.5, "bool": 1, "str": 1}

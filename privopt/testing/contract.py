@@ -204,6 +204,11 @@ class StepContract(Contract):
         """See `privopt.testing.steps`."""
         steps.check_failed_steps(subject, recording)
 
+    @_about(OptiModule, Regularizer)
+    def test_a_groups_setting_acts_or_is_refused(self, subject: Subject) -> None:
+        """See `privopt.testing.steps`."""
+        steps.check_groups(subject)
+
     @_about(OptiModule, Regularizer, once=True)
     def test_integer_weights_are_refused(self, subject: Subject) -> None:
         """See `privopt.testing.steps`."""

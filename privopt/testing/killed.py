@@ -1,4 +1,4 @@
-"""A run that is killed: a process that steps and saves, ended by SIGKILL at any instant, and started again."""
+"""A run that is killed: a process that steps and saves, ended by SIGKILL at any instant and started again."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..plugin import Plugin, Regularizer
 from ..vector import Vector
 from .inputs import SEVERAL, Shapes
-from .subject import Subject, difference, expect
+from .subject import Subject, difference, expect, frozen
 from .trial import LIFE, Trial, live
 
 __all__ = [
@@ -97,7 +97,7 @@ def check_declared_state(subject: Subject) -> None:
 def _others(plugin: Plugin) -> dict[str, Any]:
     """Plain values among the attributes that are not declared as state."""
     declared = {f.name for f in plugin._state}
-    return {k: _frozen(v) for k, v in vars(plugin).items() if k not in declared and _is_plain(v)}
+    return {k: frozen(v) for k, v in vars(plugin).items() if k not in declared and _is_plain(v)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -106,14 +106,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) for k in value) and all(map(_is_plain, value.values()))
     return value is None or isinstance(value, bool | int | float | str | np.ndarray | np.generic | Vector)
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Vector | np.ndarray):
-        return value.copy()
-    if isinstance(value, list | tuple):
-        return [_frozen(item) for item in value]
-    return {k: _frozen(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def check_reset(subject: Subject) -> None:
@@ -136,7 +128,7 @@ def check_round_reset(subject: Subject) -> None:
     for chosen in (True, False):
         own = Subject(subject.plugin, {**subject.config, "round_reset": chosen}, subject.make)
         trial = live(own, ["round", "step", "step", "step"])
-        before = trial.plugin.get_state()
+        before = frozen(trial.plugin.get_state())
         trial.plugin.on_round_start()
         expected = own.build().get_state() if chosen else before
         gap = difference(expected, trial.plugin.get_state())

@@ -15,7 +15,7 @@ from ..auxvar import AuxVar
 from ..plugin import OptiModule
 from .inputs import SEVERAL, Shapes, gradients
 from .steps import overwrite
-from .subject import Subject, difference, expect
+from .subject import Subject, difference, expect, frozen
 from .trial import Trial, counterpart_of
 
 __all__ = ["check_aggregator", "check_aux_var", "check_foreign_aux_var", "check_received_memory"]
@@ -162,7 +162,7 @@ def check_received_memory(subject: Subject) -> None:
     )
     if isinstance(received, AuxVar):
         trial.optimizer.process_aux_var({str(getattr(trial.plugin, "aux_name", None)): received})
-        before = trial.optimizer.get_state()
+        before = frozen(trial.optimizer.get_state())
         overwrite(received)
         gap = difference(before, trial.optimizer.get_state())
         expect(

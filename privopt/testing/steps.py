@@ -10,15 +10,17 @@ import numpy as np
 
 from ..auxvar import AuxVar
 from ..executors import executor
+from ..groups import Group
 from ..plugin import OptiModule, Plugin, Regularizer
 from ..vector import Vector
 from .inputs import SEVERAL, Shapes, gradients, precise
-from .subject import Subject, difference, expect
+from .subject import Subject, accepted, closeness, difference, expect, frozen
 from .trial import Trial
 
 __all__ = [
     "check_caller_arrays",
     "check_failed_steps",
+    "check_groups",
     "check_integers",
     "check_layout",
     "check_memory",
@@ -34,7 +36,8 @@ def run_once(plugin: Plugin, grads: Vector, weights: Vector) -> Vector:
     if not isinstance(plugin, OptiModule):
         raise TypeError(f"Expected a module or a regularizer, got the {plugin._kind()} {plugin.name!r}.")
     given = {"weights": weights, "raw_gradients": grads}
-    return plugin.finish(plugin.run(grads, **{name: given[name] for name in plugin.takes}), weights)
+    with np.errstate(all="ignore"):  # as an optimizer does
+        return plugin.finish(plugin.run(grads, **{name: given[name] for name in plugin.takes}), weights)
 
 
 def check_layout(subject: Subject, shapes: Shapes, dtype: str, framework: str = "numpy") -> None:
@@ -105,11 +108,11 @@ def _untouched(subject: Subject, how: str, grads: Vector, weights: Vector) -> It
 def check_memory(subject: Subject) -> None:
     """States own their memory: what was passed in, or given out by get_state, may change afterwards."""
     plugin = subject.build()
-    before = plugin.get_state()
+    before = frozen(plugin.get_state())
     for step in range(3):
         grads, weights = gradients(step), gradients(1000 + step)
         run_once(plugin, grads, weights)
-        before = plugin.get_state()
+        before = frozen(plugin.get_state())
         overwrite(grads, weights)
         _unchanged(subject, "the arrays that `run` was given", before, plugin.get_state())
     overwrite(plugin.get_state())
@@ -128,12 +131,12 @@ def _memory_in_an_optimizer(subject: Subject, by: str) -> None:
         for step in range(3):
             grads, weights = gradients(step), gradients(1000 + step)
             updates = trial.optimizer.compute_updates(grads, weights)
-            before = trial.optimizer.get_state()
+            before = frozen(trial.optimizer.get_state())
             overwrite(grads, weights, updates)
             after = trial.optimizer.get_state()
             _unchanged(subject, f"the arrays of a step ({by})", before, after)
         trial.optimizer.step(gradients(7), trial.weights)
-        before = trial.optimizer.get_state()
+        before = frozen(trial.optimizer.get_state())
         overwrite(trial.weights)
         _unchanged(subject, f"the weights after a step ({by})", before, trial.optimizer.get_state())
 
@@ -214,12 +217,49 @@ def check_failed_steps(subject: Subject, by: str = "eager") -> None:
         expect(gap is None, subject, f"Expected the step after failed ones to be as without them, got {gap}.")
 
 
+def check_groups(subject: Subject) -> None:
+    """A setting that a group gives to all tensors acts as the hyper-parameter does, or is refused."""
+    for name, hyper in subject.hyper.items():
+        value = _another(subject, name) if hyper.type in ("float", float) else None
+        if value is None:
+            continue
+        other = Subject(subject.plugin, {**subject.config, name: value}, subject.make)
+        grouped = Trial(subject, groups=[Group(".*", settings={f"{subject.plugin.name}.{name}": value})])
+        kept = grouped.plugin.get_config()
+        before = grouped.state()
+        life = ["step", "step", "step"]  # no round: a counterpart's own settings would come between
+        try:
+            grouped.play(life)
+        except TypeError:
+            gap = difference(before, grouped.state())
+        else:
+            expected = Trial(other).play(life)
+            gap = closeness(expected.weights, grouped.weights, 1e-12, "weights")
+        expect(
+            gap is None,
+            subject,
+            f"Expected a group's {name}={value} to act as {name} itself, or to be refused, got {gap}. Use "
+            "arithmetic on it; where it decides what is computed, branch on it, which refuses it.",
+        )
+        gap = difference(kept, grouped.plugin.get_config())
+        expect(gap is None, subject, f"Expected the config to stay as it was beside groups, got {gap}.")
+
+
+def _another(subject: Subject, name: str) -> float | None:
+    """A value of a hyper-parameter other than the one it has; None if the constructor takes none of a few."""
+    now = getattr(subject.build(), name)
+    for value in (now / 2, 0.25, 2.0):
+        if value != now and accepted(subject, {**subject.config, name: value}):
+            return float(value)
+    return None
+
+
 def check_integers(subject: Subject, shapes: Shapes = SEVERAL) -> None:
     """A step on integer weights is refused, and changes nothing."""
     whole = Vector.build({name: np.full(shape, 3) for name, shape in shapes.items()})
     for by in ("eager", "blocked"):
         trial = Trial(subject, shapes, by=by)
-        before, kept = trial.optimizer.get_state(), whole.copy()
+        before, kept = frozen(trial.optimizer.get_state()), whole.copy()
         with executor(by):
             try:
                 trial.optimizer.step(whole.copy(), whole)

@@ -18,7 +18,18 @@ from ..plugin import OptiModule, Plugin, Regularizer
 from ..registry import AGGREGATORS, OPTI_MODULES, REGULARIZERS, SCHEDULES, Registry
 from ..vector import Vector
 
-__all__ = ["ContractError", "Subject", "difference", "expect", "registered", "same_state", "table_of"]
+__all__ = [
+    "ContractError",
+    "Subject",
+    "accepted",
+    "closeness",
+    "difference",
+    "expect",
+    "frozen",
+    "registered",
+    "same_state",
+    "table_of",
+]
 
 
 class ContractError(AssertionError):
@@ -148,9 +159,46 @@ def difference(left: Any, right: Any, where: str = "") -> str | None:
     return None if both_nan or left == right else f"{where}: {_shown(left)} and {_shown(right)}"
 
 
+def accepted(subject: Subject, config: Mapping[str, Any]) -> bool:
+    """Whether the constructor takes a configuration."""
+    try:
+        subject.build_with(config)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def closeness(left: Any, right: Any, rtol: float, where: str = "") -> str | None:
+    """What first differs by more than `rtol` of its tensor's largest entry, in words; or None."""
+    if isinstance(left, Vector) and isinstance(right, Vector):
+        theirs = right.to_numpy().coefs
+        for name, array in left.to_numpy().coefs.items():
+            ours, other = np.asarray(array, np.float64), np.asarray(theirs[name], np.float64)
+            worst = float(np.max(np.abs(ours - other), initial=0.0))
+            # Written so that a NaN on one side is a difference.
+            if not worst <= rtol * float(np.max(np.abs(ours), initial=0.0)):
+                return f"{where}: tensor {name!r} differs by up to {worst:.3g}"
+        return None
+    if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
+        found = (closeness(left[k], right[k], rtol, f"{where}.{k}" if where else str(k)) for k in left)
+        return next((gap for gap in found if gap is not None), None)
+    if isinstance(left, float) and isinstance(right, float):
+        return None if abs(left - right) <= rtol * abs(left) else f"{where}: {left!r} and {right!r}"
+    return difference(left, right, where)
+
+
 def same_state(left: Any, right: Any) -> bool:
     """Whether two states, as `get_state` gives them, are the same bit for bit."""
     return difference(left, right) is None
+
+
+def frozen(value: Any) -> Any:
+    """A state with memory of its own, whoever holds the one it was made from."""
+    if isinstance(value, Vector | np.ndarray):
+        return value.copy()
+    if isinstance(value, list | tuple):
+        return [frozen(item) for item in value]
+    return {key: frozen(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _first(found: Iterable[str | None]) -> str | None:

@@ -12,12 +12,13 @@ from typing import Any
 from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..executors import executor
+from ..groups import Group
 from ..optimizer import Optimizer
 from ..plugin import OptiModule, Regularizer
 from ..registry import list_optim_modules
 from ..vector import Vector
 from .inputs import SEVERAL, Shapes, gradients, precise
-from .subject import Subject
+from .subject import Subject, frozen
 
 __all__ = ["LIFE", "Trial", "counterpart_of", "live"]
 
@@ -37,6 +38,7 @@ class Trial:
         dtype: Of weights and gradients.
         framework: That holds them.
         after: Modules that stand after it.
+        groups: Of the optimizer.
         by: The executor.
     """
 
@@ -48,6 +50,7 @@ class Trial:
         framework: str = "numpy",
         *,
         after: Sequence[OptiModule] = (),
+        groups: Sequence[Group] = (),
         by: str = "auto",
     ) -> None:
         self.subject, self.shapes, self.dtype, self.framework, self.by = subject, shapes, dtype, framework, by
@@ -55,7 +58,7 @@ class Trial:
         regularizers = [self.plugin] if isinstance(self.plugin, Regularizer) else []
         modules = [self.plugin] if isinstance(self.plugin, OptiModule) else []
         rate = ("exponential", {"base": 0.1, "factor": 0.9})
-        self.optimizer = Optimizer(rate, 0.01, regularizers, [*modules, *after])
+        self.optimizer = Optimizer(rate, 0.01, regularizers, [*modules, *after], groups)
         self.weights = gradients(1000, shapes, dtype, framework)
         self.steps = 0
         self.partner = counterpart_of(subject)
@@ -73,8 +76,11 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, weights included."""
-        found = {"optimizer": self.optimizer.get_state(), "weights": self.weights.copy(), "steps": self.steps}
-        return found if self.partner is None else {**found, "partner": self.partner.get_state()}
+        found = {"optimizer": self.optimizer.get_state(), "weights": self.weights, "steps": self.steps}
+        if self.partner is not None:
+            found["partner"] = self.partner.get_state()
+        copied: dict[str, Any] = frozen(found)
+        return copied
 
     def resumed(self) -> Trial:
         """A fresh trial that takes over the state, through the bytes of a file."""

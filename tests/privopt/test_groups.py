@@ -167,15 +167,30 @@ def test_a_setting_may_differ_in_modules_with_norms(name: str) -> None:
         ([Group("head", settings={"adam.amsgrad": True})], TypeError, "cannot differ between tensors"),
     ],
 )
-def test_groups_that_cannot_work_are_refused_at_the_first_step(
+def test_groups_that_cannot_work_are_refused_before_a_step(
     groups: list[Group], error: type[Exception], words: str
 ) -> None:
-    optimizer = Optimizer(0.1, modules=["adam", "rmsprop"], groups=groups)
     weights = vector(0)
     before = weights.copy()
     with pytest.raises(error, match=words):
-        optimizer.step(vector(1), weights)
+        Optimizer(0.1, modules=["adam", "rmsprop"], groups=groups).step(vector(1), weights)
     assert weights.equals(before)
+
+
+def test_a_setting_that_a_branch_reads_says_that_it_cannot_differ() -> None:
+    optimizer = Optimizer(
+        0.1, modules=["l2-global-clipping"], groups=[Group("head", settings={"max_norm": 0.5})]
+    )
+    with pytest.raises(TypeError, match="cannot differ between groups"):
+        optimizer.step(vector(1), vector(0))
+    assert optimizer.modules[0].get_config() == {"max_norm": 1.0}
+
+
+def test_a_later_group_thaws_what_an_earlier_one_froze() -> None:
+    weights = vector(0).full_like(1.0)
+    groups = [Group(".*", frozen=True), Group("head", frozen=False)]
+    updates = Optimizer(1.0, groups=groups).compute_updates(weights, weights).coefs
+    assert {name for name, array in updates.items() if array.any()} == {"head.weight", "head.bias"}
 
 
 @pytest.mark.parametrize(

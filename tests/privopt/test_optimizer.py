@@ -209,3 +209,17 @@ def test_a_state_follows_a_model_that_is_spread_over_other_dtypes() -> None:
     assert moved.equals(spread)
     with pytest.raises(ValueError, match="tensor 'b' has shape"):
         values.to(Vector.build({"w": np.ones((3, 2)), "b": np.ones(4)}))
+
+
+def test_numpys_functions_take_vectors_and_refuse_arrays_beside_them() -> None:
+    v = gradients(0, SHAPES).abs()
+    for name in ("sqrt", "exp", "log", "negative", "absolute", "sign"):
+        found = getattr(np, name)(v)
+        np.testing.assert_array_equal(found.flatten(), getattr(np, name)(v.flatten()))
+    np.testing.assert_array_equal(np.minimum(v, 0.5).flatten(), np.minimum(v.flatten(), 0.5))
+    np.testing.assert_array_equal((np.float64(2) / v).flatten(), 2 / v.flatten())
+    np.testing.assert_array_equal((np.float64(0.5) < v).flatten(), v.flatten() > 0.5)
+    with pytest.raises(TypeError, match=r"got numpy\.multiply of ndarray and Vector"):
+        np.ones(3) * v
+    with pytest.raises(TypeError, match=r"got numpy\.sin of Vector"):
+        np.sin(v)
