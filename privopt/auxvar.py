@@ -51,6 +51,8 @@ class AuxVar:
     """
 
     name: ClassVar[str]
+    weighed_as_update: ClassVar[bool] = False
+    """Whether its averaged fields weigh clients as the round's update does."""
     _reductions: ClassVar[dict[str, Reduction]] = {}
     _vectors: ClassVar[frozenset[str]] = frozenset()
     _parts: tuple[Any, ...] | None = None

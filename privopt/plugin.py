@@ -20,6 +20,7 @@ from .vector import Vector
 
 if TYPE_CHECKING:
     from .auxvar import AuxVar
+    from .optimizer import Optimizer
 
 __all__ = ["OptiModule", "Plugin", "Regularizer", "state"]
 
@@ -49,6 +50,9 @@ class Plugin:
     name: ClassVar[str]
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of hyper-parameters that the constructor accepts."""
+
+    counterpart: ClassVar[str | None] = None
+    """Of a client's plug-in: the server module that must stand beside it."""
 
     _hyper: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
     _state: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
@@ -159,6 +163,15 @@ class Plugin:
 
     def on_round_start(self) -> None:
         """Called when a round of training starts, before its first step."""
+
+    def on_weighting(self, weight: int, largest: int) -> None:
+        """Called before the first round, with what a client counts in the mean, and the most that any may."""
+
+    def on_update_sent(self, update: Vector) -> None:
+        """Called on a client with the update as it will arrive: under masks clipped and rounded."""
+
+    def on_participation(self, share: float) -> None:
+        """Called on the server before its step, with the share of all clients' weight that took part."""
 
     def on_round_trained(self, weights: Vector) -> None:
         """Called on a client after the last step of a round, with the weights that it arrived at."""
@@ -297,6 +310,8 @@ class OptiModule(Plugin, register=False):
 
     aux_name: ClassVar[str | None] = None
     aux_var: ClassVar[type[AuxVar] | None] = None
+    needs_mean: ClassVar[bool] = False
+    """Of a server's module: whether it is right only where updates are averaged."""
     needs_raw_gradients: ClassVar[bool] = False
     """A module that is wrong on clipped and noised gradients; private runs refuse it."""
 
@@ -341,6 +356,9 @@ class OptiModule(Plugin, register=False):
         A server may return one AuxVar for all clients, or one per client id.
         """
         return None
+
+    def verify_clients(self, optimizer: Optimizer) -> None:
+        """Called on the server at the start; raises ValueError at a clients' half that does not fit."""
 
     def on_aux_var_sent(self, sent: AuxVar) -> None:
         """Called before what `collect_aux_var` returned leaves, with the values as they will arrive.

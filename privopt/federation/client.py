@@ -22,7 +22,6 @@ from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
 from .messages import Begin, Clear, Message, Ready, Release, Roster, Stopped, Submit, opened, sealed
-from .pairs import tell
 from .privacy import Privacy
 from .problem import Problem
 from .schema import round_schema
@@ -101,7 +100,8 @@ class Client:
         self.aggregator = aggregator or Mean()
         most_steps = steps if most_steps is None else most_steps
         weight = self.aggregator.count(problem.num_samples, steps)
-        tell(optimizer.plugins, "on_weighting", weight, self.aggregator.most(most_weight, most_steps))
+        for plugin in optimizer.plugins:
+            plugin.on_weighting(weight, self.aggregator.most(most_weight, most_steps))
         self.schema = round_schema(
             optimizer,
             problem.weights.layout,
@@ -311,7 +311,8 @@ class Client:
         carried = self._secure.prepare(values)
         if self.aggregator.is_mean and carried["weight"]:
             sent = self.problem.weights.unflatten(np.asarray(carried["update"]))
-            tell(self.optimizer.plugins, "on_update_sent", sent)
+            for plugin in self.optimizer.plugins:
+                plugin.on_update_sent(sent)
         self.optimizer.on_aux_vars_sent(
             {
                 name: cls.from_values(_fields_of(name, {**declared, **carried}), self.problem.weights)

@@ -22,7 +22,6 @@ from ..setup.config import check_plugins, chosen_aggregator
 from ..setup.tables import Config, ConfigError, OptimizerSpec
 from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
-from .pairs import tell
 from .privacy import PrivacyPlan
 from .problem import TorchProblem
 from .schema import round_schema
@@ -122,7 +121,8 @@ class Parts:
         config = self.config
         optimizer = make_optimizer(config.client.optimizer)
         most = self.aggregator.most(self.most_weight, self.steps)
-        tell(optimizer.plugins, "on_weighting", most, most)
+        for plugin in optimizer.plugins:
+            plugin.on_weighting(most, most)
         return round_schema(
             optimizer,
             self.layout,

@@ -59,6 +59,6 @@ def _aux_reductions(optimizer: Optimizer, layout: Layout) -> dict[str, Reduction
     for name, cls in optimizer.aux_vars().items():
         for field in cls.reductions():
             found = fields[f"{name}.{field}"]
-            if getattr(cls, "weighed_as_update", False) and isinstance(found, Averaged):
+            if cls.weighed_as_update and isinstance(found, Averaged):
                 fields[f"{name}.{field}"] = dataclasses.replace(found, weight="weight")
     return fields

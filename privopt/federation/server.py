@@ -22,7 +22,7 @@ from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
 from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
-from .pairs import tell, verify_pairs
+from .pairs import verify_pairs
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
@@ -125,7 +125,8 @@ class Server:
         self.seconds = seconds
         most_steps = steps if isinstance(steps, int) else max(steps.values())
         most = self.aggregator.most(most_weight, most_steps)
-        tell([*optimizer.plugins, *client_optimizer.plugins], "on_weighting", most, most)
+        for plugin in [*optimizer.plugins, *client_optimizer.plugins]:
+            plugin.on_weighting(most, most)
         everybody = len(roster.clients) if most == 1 else None
         self._total_weight = everybody if total_weight is None else total_weight
         self.schema = round_schema(
@@ -188,7 +189,14 @@ class Server:
         clients = {name: idle.get(name) or ClientReport() for name in self._roster.clients}
         self._asked, self._report = asked, RoundReport(number, clients=clients)
         self._clear, self._answered, self._ready, self._submitted = {}, set(), set(), set()
-        aux = {name: (value.name, vars(value)) for name, value in self.optimizer.collect_aux_var().items()}
+        aux = {}
+        for name, value in self.optimizer.collect_aux_var().items():
+            if not isinstance(value, AuxVar):
+                raise TypeError(
+                    f"Expected one AuxVar for all clients from {name!r}, got {type(value).__name__}: a "
+                    "round's message is the same for every client here, so that all can check that it is."
+                )
+            aux[name] = value.name, vars(value)
         message = Begin(
             run=self.run,
             session=self._session,
@@ -335,7 +343,8 @@ class Server:
             combined[name] = cls.from_values(fields, self.weights)
         update = self.aggregator.combine(values)
         if self._total_weight:
-            tell(self.optimizer.plugins, "on_participation", values["weight"] / self._total_weight)
+            for plugin in self.optimizer.plugins:
+                plugin.on_participation(values["weight"] / self._total_weight)
         self.optimizer.start_round()
         self.optimizer.process_aux_var(combined)
         # The update is the negative of a gradient: rate 1 and no module give plain averaging.

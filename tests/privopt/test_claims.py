@@ -16,7 +16,6 @@ import pytest
 
 from privopt import Optimizer, Vector
 from privopt.aggregators import Aggregator, make_aggregator
-from privopt.federation.pairs import tell
 from tests.privopt.federated import Quadratic, federation, quadratics
 
 Array = npt.NDArray[np.float64]
@@ -64,7 +63,8 @@ def train(
     weights = Vector.build({"w": np.zeros(CENTERS.shape[1])})
     counts = [how.count(n, t) for n, t in zip(samples, steps, strict=True)]
     for optimizer, count in zip(clients, counts, strict=True):
-        tell(optimizer.plugins, "on_weighting", count, max(counts))
+        for plugin in optimizer.plugins:
+            plugin.on_weighting(count, max(counts))
     tell(server.plugins, "on_weighting", max(counts), max(counts))
     for number in range(rounds):
         shared = server.collect_aux_var()
