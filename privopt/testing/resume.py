@@ -28,15 +28,24 @@ def check_resume(
     dtype: str = "float64",
     framework: str = "numpy",
     by: str = "eager",
-    at_words: Collection[int] = range(len(LIFE)),
+    stops: Collection[int] | None = None,
 ) -> None:
-    """Stopped anywhere and resumed from the bytes of its state, it goes on bit for bit."""
+    """Stopped anywhere and resumed from the bytes of its state, it goes on bit for bit.
+
+    Args:
+        subject: The plug-in.
+        shapes: Of the model.
+        dtype: Of the model.
+        framework: That holds it.
+        by: The executor.
+        stops: After which words of its life (`privopt.testing.trial`) it is stopped; None for every one.
+    """
     settings: dict[str, Any] = {"shapes": shapes, "dtype": dtype, "framework": framework, "by": by}
     whole = live(subject, **settings).state()
     stopping = Trial(subject, **settings)
     for at, word in enumerate(LIFE):
         stopping.play([word])
-        if at not in at_words:
+        if stops is not None and at not in stops:
             continue
         resumed = stopping.resumed()
         gap = difference(_portable(stopping.state()), _portable(resumed.state()))
