@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from . import harness
 from .harness import Disagreement, Unavailable
 
 # Subject -> what it measures; each is a file of this folder with a generator `cases()`.
@@ -32,8 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("subjects", nargs="+", choices=list(SUBJECTS), metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=harness.SECONDS,
+        help="how long to measure a case (default %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="only name the cases")
     options = parser.parse_args(arguments)
+    harness.SECONDS = options.seconds
     measured = disagreed = 0
     for name in options.subjects:
         for benchmark in importlib.import_module(f"benchmarks.{name}").cases():

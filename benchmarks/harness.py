@@ -14,6 +14,10 @@ from typing import Any
 __all__ = ["Benchmark", "Case", "Disagreement", "Unavailable", "against_limit", "compare"]
 
 
+SECONDS = 5.0
+"""How long a case is measured at least, where it does not say; ``--seconds`` sets it."""
+
+
 class Unavailable(Exception):  # noqa: N818  # a state of the environment, not an error of the benchmark
     """A case that cannot be measured here; the text says what to install."""
 
@@ -89,7 +93,7 @@ def compare(
     name: str,
     *,
     runs: int = 9,
-    seconds: float = 0.0,
+    seconds: float | None = None,
     bar: float | None = None,
 ) -> Case:
     """Run both in turn after a warm-up, at least `runs` times each and for about `seconds` in all.
@@ -100,6 +104,7 @@ def compare(
     numbers = [_calls(side) for side in (ours, baseline)]
     times: tuple[list[float], list[float]] = ([], [])
     sides = list(zip((ours, baseline), numbers, times, strict=True))
+    seconds = SECONDS if seconds is None else seconds
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
