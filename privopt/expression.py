@@ -73,15 +73,25 @@ def pruned(
             kept.append((op, spreads.setdefault(int(operands[0]), len(spreads))))
         else:
             kept.append((op, *(number[int(x)] if int(x) >= 0 else int(x) for x in operands)))
+    places = tuple(dtypes[node] for node in sorted(live))
     program = Program(
         tuple(kept),
-        tuple(dtypes[node] for node in sorted(live)),
+        places,
         tuple(number[node] for node in outputs),
         segmented=bool(spreads),
-        compilable=not any(op in INEXACT for op, *_ in kept)
-        and COMPILED_DTYPES.issuperset(dtypes[node] for node in live),
+        compilable=not any(op in INEXACT or _mixes_truth(op, x, kept, places) for op, *x in kept)
+        and COMPILED_DTYPES.issuperset(places),
     )
     return program, tuple(leaves), tuple(spreads)
+
+
+def _mixes_truth(
+    op: str | int, operands: list[Any], code: list[Instruction], dtypes: tuple[str, ...]
+) -> bool:
+    """Whether numbers and truth values meet in arithmetic: frameworks differ in what that gives."""
+    if op not in BINARY and op not in ("neg", "abs", "sign", "sqrt"):
+        return False
+    return any(int(x) >= 0 and dtypes[int(x)] == "bool" for x in operands)
 
 
 def nodes_of(instruction: Instruction) -> list[int]:

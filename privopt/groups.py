@@ -173,7 +173,12 @@ class Grouping:
         self.active = PerTensor(layout, 1.0 - frozen) if frozen.any() else None
         """0 for frozen tensors, 1 for others; None where none is frozen."""
         self.settings = self._settings(plugins)
+        self._bases = [(plugin, name, getattr(plugin, name)) for plugin, name, _ in self.settings]
         """``(plug-in, hyper-parameter, one number per tensor)``."""
+
+    def is_stale(self) -> bool:
+        """Whether a hyper-parameter that groups vary was changed since."""
+        return any(getattr(plugin, name) != base for plugin, name, base in self._bases)
 
     def rate(self, name: str, base: float) -> float | PerTensor:
         """`lrate` or `w_decay` with what the groups say; a plain number where they say nothing."""

@@ -73,6 +73,10 @@ class Layout:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes of strings differ between processes, so the hash is taken anew; a copy is the same object.
+        return _rebuilt, (self.tensors, self.blocks)
+
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, Sequence[int], str, str]]) -> Layout:
         """Lay out tensors given as (name, shape, dtype, device).
@@ -106,7 +110,7 @@ class Layout:
         """Number of entries of all tensors together."""
         return sum(block.size for block in self.blocks)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Tensor names, in order."""
         return tuple(spec.name for spec in self.tensors)
@@ -213,8 +217,13 @@ class Layout:
         return {spec.name: spec.shape for spec in self.tensors}
 
 
-_known: weakref.WeakValueDictionary[Layout, Layout] = weakref.WeakValueDictionary()
+_Key = tuple[tuple[TensorSpec, ...], tuple[Block, ...]]
+_known: weakref.WeakValueDictionary[_Key, Layout] = weakref.WeakValueDictionary()
 
 
 def _interned(layout: Layout) -> Layout:
-    return _known.setdefault(layout, layout)
+    return _known.setdefault((layout.tensors, layout.blocks), layout)
+
+
+def _rebuilt(tensors: tuple[TensorSpec, ...], blocks: tuple[Block, ...]) -> Layout:
+    return _interned(Layout(tensors, blocks))

@@ -76,17 +76,40 @@ class Optimizer:
         modules: Iterable[ModuleSpec] | None = None,
         groups: Iterable[Group | Mapping[str, Any]] | None = None,
     ) -> None:
-        self.lrate: float | Schedule = rate_of("lrate", lrate)
-        self.w_decay: float | Schedule = rate_of("w_decay", w_decay)
+        self._lrate: float | Schedule = rate_of("lrate", lrate)
+        self._w_decay: float | Schedule = rate_of("w_decay", w_decay)
         self.regularizers = _plugins(regularizers, Regularizer, REGULARIZERS)
         self.modules = _plugins(modules, OptiModule, OPTI_MODULES)
         self.groups = groups_of(groups)
         verify_settings(self.groups, self.plugins)
         self._scheduled = self._find_schedules()
+        for place, plugin in enumerate(self.plugins):
+            plugin._place = place
         self._owned: Owned = {}
+        self._turns = [None]
         self._grouped: Grouping | None = None
         self._steppable: Layout | None = None
         self._verify_chain()
+
+    @property
+    def lrate(self) -> float | Schedule:
+        """The learning rate as given: a number or a schedule; it may be set between steps."""
+        return self._lrate
+
+    @lrate.setter
+    def lrate(self, value: RateSpec) -> None:
+        self._lrate = rate_of("lrate", value)
+        self._scheduled = self._find_schedules()
+
+    @property
+    def w_decay(self) -> float | Schedule:
+        """The decay as given: a number or a schedule; it may be set between steps."""
+        return self._w_decay
+
+    @w_decay.setter
+    def w_decay(self, value: RateSpec) -> None:
+        self._w_decay = rate_of("w_decay", value)
+        self._scheduled = self._find_schedules()
 
     def _find_schedules(self) -> list[tuple[str, Schedule]]:
         """Each schedule once, under the key of its state."""
@@ -96,7 +119,12 @@ class Optimizer:
         found: dict[int, tuple[str, Schedule]] = {}
         for key, rate in rates:
             if isinstance(rate, Schedule):
-                found.setdefault(id(rate), (key, rate))  # one given twice counts each step once
+                if id(rate) in found:
+                    raise ValueError(
+                        f"Expected a schedule of its own for {key}, got the one of {found[id(rate)][0]}: it "
+                        "would count each step twice. Make two."
+                    )
+                found[id(rate)] = key, rate
         return list(found.values())
 
     def _verify_chain(self) -> None:
@@ -163,6 +191,19 @@ class Optimizer:
                 raise TypeError(f"Expected {what} as a Vector, got {type(value).__name__}.")
         gradients._verify(weights)
         self.verify(weights.layout)
+        try:
+            turn = self._turns.pop()  # one bytecode: two threads cannot both have it
+        except IndexError:
+            raise RuntimeError(
+                "Expected one step of an optimizer at a time, got one inside another or in another thread. "
+                "Give each thread an optimizer of its own."
+            ) from None
+        try:
+            return self._stepped(gradients, weights, in_place=in_place)
+        finally:
+            self._turns.append(turn)
+
+    def _stepped(self, gradients: Vector, weights: Vector, *, in_place: bool) -> Vector:
         plugins = self.plugins
         changing: list[Plugin] = [*plugins, *self._schedules()]
         before = [(plugin, dict(plugin.__dict__)) for plugin in changing]
@@ -199,7 +240,7 @@ class Optimizer:
             ValueError: If a group matches no tensor, or one of its settings belongs to no plug-in or to two.
             TypeError: If a tensor holds integers, or a setting cannot differ between tensors.
         """
-        if layout is not self._steppable:
+        if layout is not self._steppable or (self._grouped is not None and self._grouped.is_stale()):
             _verify_fractional(layout)
             self._grouped = Grouping(self.groups, layout, self.plugins) if self.groups else None
             self._steppable = layout
@@ -218,9 +259,13 @@ class Optimizer:
         for module in self.modules:
             extra = {name: given[name] for name in module.takes}
             gradients = _verified(module, module.run(gradients, **extra), weights)
+            if active is not None:  # noise and decay inside a module are nothing to frozen tensors either
+                gradients = gradients.keep(active)
         updates = gradients * -lrate
         if isinstance(w_decay, PerTensor) or w_decay:
             updates = updates - weights * w_decay
+        if active is not None:
+            updates = updates.keep(active)
         for module in self.modules:
             if type(module).finish is not OptiModule.finish:
                 updates = _verified(module, module.finish(updates, weights), weights)

@@ -35,6 +35,11 @@ def state(initial: Any = 0.0, *, init: Literal[False] = False) -> Any:
     (``int``, ``float``, ``bool``, ``str`` or ``None``). Annotated ``Vector | None`` with `None` it stays
     unset until the plug-in sets it. (`init` tells type checkers that a constructor takes no state.)
     """
+    if not isinstance(initial, int | float | str | None):
+        raise TypeError(
+            f"Expected a number, a string or None as a state's first value, got {type(initial).__name__}. "
+            "What can be changed in place cannot be taken back when a step fails: declare a state for each."
+        )
     return dataclasses.field(init=init, repr=False, compare=False, default=initial, metadata={_STATE: True})
 
 
@@ -58,6 +63,8 @@ class Plugin:
     _state: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
     _plain: ClassVar[frozenset[str]] = frozenset()
     """Names of all hyper-parameters and states: what else a plug-in holds, no step may write to."""
+
+    _place: int = 0
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,7 +148,8 @@ class Plugin:
 
         Raises:
             KeyError: If a state variable is missing.
-            ValueError: If there is one that this plug-in does not have.
+            ValueError: If there is one that this plug-in does not have, or a count below 0, or a NaN.
+            TypeError: If one has another type than declared.
         """
         names = [f.name for f in self._state]
         for name in names:
@@ -152,6 +160,8 @@ class Plugin:
         extra = sorted(set(state) - set(names))
         if extra:
             raise ValueError(f"Expected states {names} for {self._kind()} {self.name!r}, got also {extra}.")
+        for field in self._state:
+            _verify_state(self, field, state[field.name])
         for name in names:
             value = state[name]
             setattr(self, name, value.copy() if isinstance(value, Vector) else copy.deepcopy(value))
@@ -193,6 +203,33 @@ class Plugin:
                     setattr(self, field.name, moved)
             elif _is_vector(field) and value is not None:
                 setattr(self, field.name, like.full_like(value))
+
+
+def _verify_state(plugin: Plugin, field: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse what a state of this annotation can never have been."""
+    text = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", repr(field.type))
+    parts = {part.strip() for part in text.split("|")}
+    if "Vector" in parts:
+        # A number: a state that no step has made a Vector of yet.
+        unset = isinstance(value, int | float) and not isinstance(value, bool) and "None" not in parts
+        good = isinstance(value, Vector) or unset or (value is None and "None" in parts)
+    elif parts <= set(_PLAIN) | {"None"}:
+        kinds = tuple(_PLAIN[part] for part in parts if part in _PLAIN)
+        boolean = isinstance(value, bool) and "bool" not in parts
+        good = (isinstance(value, kinds) and not boolean) or (value is None and "None" in parts)
+    else:
+        return  # a type of the plug-in's own, which it restores itself
+    where = f"state {field.name!r} of {plugin._kind()} {plugin.name!r}"
+    if not good:
+        raise TypeError(f"Expected {text} for {where}, got {type(value).__name__}.")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"Expected a number for {where}, got nan.")
+    counts = isinstance(value, int) and isinstance(field.default, int) and field.default >= 0
+    if counts and value < 0:
+        raise ValueError(f"Expected a count of at least 0 for {where}, got {value}.")
+
+
+_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def _is_vector(field: dataclasses.Field[Any]) -> bool:

@@ -304,7 +304,7 @@ class Recorded(Vector):
             node = tape.leaf(other)
             return node, tape.dtypes[node]
         if isinstance(other, PerTensor):
-            if other.layout.names not in (self.layout.names, self.layout.rows.names):
+            if other.layout.names != self.layout.names and other.layout.names != self.layout.rows.names:
                 raise ValueError(
                     "Expected a PerTensor of this Vector's layout, got one that names other tensors."
                 )

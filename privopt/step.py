@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from .plugin import Plugin
 from .recording import Borrowed, Recorded, Tape
-from .vector import Vector
+from .vector import PerTensor, Vector
 
 __all__ = ["Owned", "Step", "uninterrupted"]
 
@@ -84,6 +84,13 @@ class Step:
         if not isinstance(updates, Recorded | Borrowed | Vector):
             raise TypeError(f"Expected the updates as a Vector, got {type(updates).__name__}.")
         _, weights = self._inputs
+        if in_place and weights.framework == "numpy":
+            for buffer, block in zip(weights.buffers, weights.layout.blocks, strict=True):
+                if not buffer.flags.writeable:
+                    raise ValueError(
+                        f"Expected weights that can be written, got a read-only array of {block.size} "
+                        f"{block.dtype}. Copy the Vector, or add what compute_updates gives."
+                    )
         if self._tape is None:
             return self._settle_eagerly(updates, states, weights if in_place else None)
         return self._settle_recorded(self._tape, updates, states, weights if in_place else None)
@@ -96,7 +103,13 @@ class Step:
             for field in plugin._state:
                 value = attributes.get(field.name)
                 if isinstance(value, Vector):
+                    self._verify_state(plugin, field.name, value)
                     found[position, field.name] = value
+                elif isinstance(value, PerTensor):
+                    raise TypeError(
+                        f"Expected a plain number in state {field.name!r} of {plugin.name!r}, got a "
+                        "PerTensor: a hyper-parameter that it depends on cannot differ between groups."
+                    )
             for name in attributes.keys() - plugin._plain:
                 before = self._before.get((position, name), ())
                 if self._is_of_this_step(_vectors_in(attributes[name]), before):
@@ -105,6 +118,15 @@ class Step:
                         f"a Vector of this step in {name!r}. Declare `{name}: Vector | None = state(None)`."
                     )
         return found
+
+    def _verify_state(self, plugin: Plugin, name: str, value: Vector) -> None:
+        layout = self._inputs[1].layout
+        difference = None if value.layout is layout else value.layout.difference(layout)
+        if difference is not None:
+            raise ValueError(
+                f"Expected state {name!r} of {plugin.name!r} to have the model's layout, got another: "
+                f"{difference}."
+            )
 
     def _is_of_this_step(self, vectors: Sequence[Vector], before: Sequence[Vector]) -> bool:
         if self._tape is not None:
@@ -188,7 +210,11 @@ class Step:
 
 
 def _node(tape: Tape, value: Vector) -> int:
-    return value.use() if isinstance(value, Recorded) else tape.leaf(value)
+    if not isinstance(value, Recorded):
+        return tape.leaf(value)
+    if value._tape is not tape:
+        value._tape.emit((), ())  # raises: that step is over
+    return value.use()
 
 
 def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
@@ -198,37 +224,40 @@ def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
     return target
 
 
-def _vectors_in(value: Any) -> Sequence[Vector]:
+def _vectors_in(value: Any, depth: int = 4) -> Sequence[Vector]:
     if isinstance(value, Vector):
         return (value,)
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple | set):
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif isinstance(value, str | bytes) or not isinstance(value, Collection) or not depth:
         return ()
-    return [item for item in value if isinstance(item, Vector)]
+    return [vector for item in value for vector in _vectors_in(item, depth - 1)]
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done: memory is then written wholly or not at all."""
+    """Hold back signals' Python handlers until the block is done: memory is written wholly or not at all."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    handler = _get_handler(_SIGINT)
-    if not callable(handler):
-        yield
-        return
+    handlers = {number: handler for number in _HELD if callable(handler := _get_handler(number))}
     held: list[tuple[int, FrameType | None]] = []
-    _set_handler(_SIGINT, lambda number, frame: held.append((number, frame)))
+    for number in handlers:
+        _set_handler(number, lambda *arguments: held.append(arguments))
     try:
         yield
     finally:
-        _set_handler(_SIGINT, handler)
-        if held:
-            handler(*held[0])
+        for number, handler in handlers.items():
+            _set_handler(number, handler)
+        for number, frame in held:
+            handlers[number](number, frame)
 
 
 # The functions beneath: those of `signal` turn every number into an enum, at twice the price of all the rest.
-_SIGINT = int(signal.SIGINT)
+_HELD = [
+    int(getattr(signal, name))
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF")
+]
+"""Signals whose handlers people write in Python: a time-out is as good an interrupt as Ctrl-C."""
 _get_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)

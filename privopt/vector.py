@@ -382,7 +382,7 @@ class Vector:
 
     def _spread(self, per_tensor: PerTensor, block: int) -> Array:
         segments = per_tensor.layout
-        if segments.names not in (self.layout.names, self.layout.rows.names):
+        if segments.names != self.layout.names and segments.names != self.layout.rows.names:
             raise ValueError(
                 "Expected a PerTensor of this Vector's layout, got one that names other tensors."
             )

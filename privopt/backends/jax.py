@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import summation
+from . import named_backend
 from .common import DTYPES, kind, runs, verify_dtype, verify_writable
 
 __all__ = ["BACKEND", "JaxBackend"]
@@ -99,6 +100,9 @@ class JaxBackend:
     """The operations of `privopt.backends.Backend` on concrete jax arrays, each on one device."""
 
     name = "jax"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return named_backend, (self.name,)  # there is one of each; copies are it
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, jax.Array)

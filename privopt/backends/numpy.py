@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import summation
+from . import named_backend
 
 __all__ = ["BACKEND", "NumpyBackend"]
 
@@ -45,6 +46,9 @@ class NumpyBackend:
     """The operations of `privopt.backends.Backend` on numpy arrays."""
 
     name = "numpy"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return named_backend, (self.name,)  # there is one of each; copies are it
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, np.ndarray | np.generic)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf  # type: ignore[import-untyped,import-not-found,unused-ignore]  # publishes no types
 
 from .. import summation
+from . import named_backend
 from .common import DTYPES, kind, runs, verify_dtype, verify_writable
 from .numpy import BACKEND as NUMPY
 
@@ -98,6 +99,9 @@ class TensorflowBackend:
     """The operations of `privopt.backends.Backend` on eager tensors."""
 
     name = "tensorflow"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return named_backend, (self.name,)  # there is one of each; copies are it
 
     def is_array(self, value: object) -> bool:
         return bool(tf.is_tensor(value))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from .. import summation
+from . import named_backend
 from .common import verify_dtype, verify_writable
 
 __all__ = ["BACKEND", "TorchBackend"]
@@ -70,6 +71,9 @@ class TorchBackend:
     """The operations of `privopt.backends.Backend` on torch tensors, outside autograd."""
 
     name = "torch"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return named_backend, (self.name,)  # there is one of each; copies are it
 
     def is_array(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)

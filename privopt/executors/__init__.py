@@ -88,8 +88,11 @@ def executor_name() -> str:
 
 @functools.cache
 def _of_environment() -> str:
-    name = os.environ.get("PRIVOPT_EXECUTOR", "auto")
-    _verify(name)
+    name = os.environ.get("PRIVOPT_EXECUTOR") or "auto"
+    try:
+        _verify(name)
+    except (ImportError, ValueError) as error:
+        raise type(error)(f"PRIVOPT_EXECUTOR: {error}") from None
     return name
 
 
@@ -133,7 +136,7 @@ def _run_numpy(job: Pass, name: str) -> list[Array]:
 def _run_torch(job: Pass, name: str) -> list[Array]:
     on_cpu = job.device == "cpu"
     if name == "torch" or (name == "auto" and not (on_cpu and _has_numba())):
-        done: list[Array] | None = _loaded("torch_fused").run(job)
+        done: list[Array] | None = None if _overlaps(job) else _loaded("torch_fused").run(job)
         if done is not None:
             return done
     if name == "traced" or (not on_cpu and name not in ("exact", "eager", "blocked")):

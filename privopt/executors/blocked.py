@@ -72,8 +72,12 @@ def interpret(job: Pass, start: int, stop: int) -> list[Array]:
         for spent in last[node]:
             del values[spent]
     # A leaf that is kept as it is (two states that change places) is read before any target is written.
-    leaves = {node for node, (op, *_) in enumerate(program.code) if op in ("leaf", "cast")}
-    return [backend.copy(values[k]) if k in leaves else values[k] for k in program.outputs]
+    given = {node for node, (op, *_) in enumerate(program.code) if op in ("leaf", "cast")}
+    results = []
+    for node in program.outputs:
+        results.append(backend.copy(values[node]) if node in given else values[node])
+        given.add(node)  # two outputs of one value do not share it
+    return results
 
 
 def _last_uses(program: Program) -> tuple[tuple[int, ...], ...]:

@@ -102,7 +102,7 @@ def _name(text: str) -> str:
 def _from_file(folder: Path, text: str) -> Callable[..., None]:
     name = _name(text)
     path = folder / f"{name}.py"
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         _drop(folder, name)
         # Whole or not at all, since another process may read it; after a crash it is written again.
         neighbour = folder / f".{name}.{secrets.token_hex(4)}"
@@ -142,12 +142,17 @@ def cache_folder() -> Path | None:
     named = os.environ.get("PRIVOPT_CACHE_DIR")
     if named == "":
         return None
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (Path(named) if named else base / "privopt") / "kernels"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError):
+        if named is None:
+            named = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+            named = str(Path(named) / "privopt")
+        folder = Path(named) / "kernels"
+        # What numba keeps beside the texts is run as well.
+        for each in (folder, folder / "__pycache__"):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = each.stat()
+            if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return None
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
-    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return folder if status.st_uid == os.getuid() and not shared else None
+    return folder

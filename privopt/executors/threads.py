@@ -14,6 +14,7 @@ __all__ = ["in_parallel", "num_threads", "set_num_threads"]
 
 Work = Callable[[int, int], None]
 
+MOST = 1024
 _chosen: int | None = None
 _pool: list[queue.SimpleQueue[Callable[[], None]]] = []
 _lock = threading.Lock()
@@ -23,8 +24,10 @@ def num_threads() -> int:
     """Threads that a pass uses: `set_num_threads`, ``PRIVOPT_THREADS``, or the cores of this process."""
     if _chosen is not None:
         return _chosen
-    named = os.environ.get("PRIVOPT_THREADS", "")
-    if named.isdecimal() and int(named) > 0:
+    named = os.environ.get("PRIVOPT_THREADS")
+    if named:
+        if not (named.isdecimal() and 0 < int(named) <= MOST):
+            raise ValueError(f"Expected PRIVOPT_THREADS to be a number from 1 to {MOST}, got {named!r}.")
         return set_num_threads(int(named))
     return set_num_threads(min(16, len(os.sched_getaffinity(0))))
 
@@ -33,11 +36,11 @@ def set_num_threads(count: int) -> int:
     """Use this many threads from now on; results do not depend on it.
 
     Raises:
-        ValueError: If it is no positive integer.
+        ValueError: If it is no positive integer, or an absurd one.
     """
     global _chosen
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"Expected a positive number of threads, got {count!r}.")
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MOST:
+        raise ValueError(f"Expected a positive number of threads, at most {MOST}, got {count!r}.")
     _chosen = count
     return count
 

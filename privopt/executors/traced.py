@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -57,9 +58,21 @@ def run(job: Pass) -> list[Array]:
             (k, d): framework.array(np.asarray(job.points[k]), d, job.device) for k, d in _spreads(program)
         }
     with framework.on(job.arrays):
-        results = function(tuple(job.arrays), numbers, points)
+        results = list(function(tuple(job.arrays), numbers, points))
+    if job.backend.name == "torch":
+        # A compiler may hand back an input, or one tensor twice: nothing is written while it is still read.
+        taken = {id(array) for array in job.arrays}
+        for k, result in enumerate(results):
+            if id(result) in taken or result.untyped_storage().data_ptr() in _storages(job, results[:k]):
+                results[k] = result.clone()
+            taken.add(id(results[k]))
     pairs = zip(job.into, results, strict=True)
     return [r if t is None else job.backend.assign(t, r) for t, r in pairs]
+
+
+def _storages(job: Pass, results: Sequence[Array]) -> set[int]:
+    """Where torch tensors that a result must not share memory with begin."""
+    return {array.untyped_storage().data_ptr() for array in [*job.arrays, *results]}
 
 
 def _evaluate(
@@ -169,6 +182,19 @@ def _tensorflow() -> _Framework:
     )
 
 
+def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same under a new code object: torch counts recompilations by it, and gives up after eight."""
+
+    def program(arrays: Any, numbers: Any, points: Any) -> Any:
+        return function(arrays, numbers, points)
+
+    program.__code__ = program.__code__.replace(co_name=f"program_{next(_counter)}")
+    return program
+
+
+_counter = itertools.count()
+
+
 def _torch() -> _Framework:
     import torch
 
@@ -178,7 +204,7 @@ def _torch() -> _Framework:
         return lambda a, b: bounded(torch.as_tensor(a), torch.as_tensor(b))
 
     return _Framework(
-        compile=lambda function: torch.compile(function, dynamic=False),
+        compile=lambda function: torch.compile(_with_code_of_its_own(function), dynamic=False),
         array=lambda values, dtype, device: torch.as_tensor(values).to(device, getattr(torch, dtype)),
         repeat=lambda values, counts, size: torch.repeat_interleave(
             values, torch.as_tensor(counts, device=values.device), output_size=size

@@ -28,7 +28,8 @@ class L2Clipping(OptiModule):
 
     def run(self, gradients: Vector) -> Vector:
         norms = gradients.norms()
-        return gradients * norms.where_positive((self.max_norm / norms).minimum(1.0), 1.0)
+        # A norm of 0 gives an infinite quotient, so 1; a NaN makes its tensor NaN rather than unclipped.
+        return gradients * (self.max_norm / norms).minimum(1.0)
 
 
 class L2GlobalClipping(OptiModule):
@@ -47,7 +48,11 @@ class L2GlobalClipping(OptiModule):
 
     def run(self, gradients: Vector) -> Vector:
         norm = gradients.norm()
-        return gradients * min(1.0, self.max_norm / norm) if norm > 0 else gradients
+        if norm == 0:
+            return gradients
+        factor = self.max_norm / norm
+        # A NaN makes everything NaN, as in torch, rather than pass unclipped.
+        return gradients * (1.0 if factor >= 1 else factor)
 
 
 class ClipValue(OptiModule):

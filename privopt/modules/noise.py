@@ -39,7 +39,7 @@ class NoiseModule(OptiModule, register=False):
     """
 
     name = "noise"
-    source: dataclasses.InitVar[Source | None] = None
+    source: dataclasses.InitVar[Source | None] = dataclasses.field(default=None, kw_only=True)
     draws: int = state(0)
 
     def __post_init__(self, source: Source | None = None) -> None:
@@ -47,7 +47,8 @@ class NoiseModule(OptiModule, register=False):
         self._source = source if source is not None else secure_source()
 
     def run(self, gradients: Vector) -> Vector:
-        label = f"{self.name}/{self.draws}"
+        # By place as well: two modules of one optimizer must not draw the same from one insecure source.
+        label = f"{self.name}/{self._place}/{self.draws}"
         self.draws += 1
         stream, size = self._source.stream(label), gradients.size
         # Drawn in float64, block by block, and kept no wider than the gradients.

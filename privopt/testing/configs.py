@@ -46,13 +46,20 @@ def check_declaration(subject: Subject) -> None:
     )
 
 
-def check_config(subject: Subject, values: Values | None = None, examples: int = 20) -> None:
+def check_config(
+    subject: Subject,
+    values: Values | None = None,
+    examples: int = 20,
+    *,
+    configs: SearchStrategy[dict[str, Any]] | None = None,
+) -> None:
     """Every hyper-parameter survives JSON, with values other than the defaults.
 
     Args:
         subject: The plug-in; its own configuration is not used.
         values: See `configs_of`.
         examples: Configurations to try.
+        configs: Whole configurations, instead of those of `configs_of`.
     """
     from hypothesis import HealthCheck, Phase, given, settings
 
@@ -64,7 +71,7 @@ def check_config(subject: Subject, values: Values | None = None, examples: int =
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
     )
-    @given(config=configs_of(subject, values))
+    @given(config=configs_of(subject, values) if configs is None else configs)
     def survives(config: dict[str, Any]) -> None:
         _survives(subject, config)
 

@@ -434,7 +434,7 @@ def test_wrong_results_of_plug_ins_are_named(name: str) -> None:
 def test_unknown_executors_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"one of the executors \['auto'"), executor("fast"):
         pass
-    with pytest.raises(ValueError, match="a positive number of threads, got 0"):
+    with pytest.raises(ValueError, match="a positive number of threads, at most 1024, got 0"):
         set_num_threads(0)
 
 
