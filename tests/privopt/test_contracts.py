@@ -38,7 +38,7 @@ from privopt.testing import (
 PLUGINS = registered("privopt")
 STEPPING = [plugin for plugin in PLUGINS if plugin._kind() in ("module", "regularizer")]
 
-CONFIGS = {
+VARIANTS = {
     "adabelief": [{"amsgrad": True}],
     "adam": [{"amsgrad": True}],
     "lookahead": [{"period": 2}],
@@ -57,7 +57,7 @@ ALIASING = [p for p in PLUGINS if p.name in ("mime-lite-client", "scaffold-clien
 
 class TestBuiltIn(PluginContract):
     plugins = PLUGINS
-    configs = CONFIGS
+    configs = VARIANTS
     values: ClassVar[Mapping[str, Any]] = {
         "scaffold-client.option": st.sampled_from([1, 2]),
         "one-cycle.anneal_strategy": st.sampled_from(["cos", "linear"]),
@@ -95,14 +95,14 @@ class TestReceivedWithoutACopy(SharingContract):
 @pytest.mark.slow
 class TestBuiltInCompiledByFrameworks(AgreementContract):
     plugins = STEPPING
-    configs = CONFIGS
+    configs = VARIANTS
     frameworks = ("jax", "tensorflow")
 
 
 @pytest.mark.slow
 class TestBuiltInInDoublePrecision(AgreementContract):
     plugins = STEPPING
-    configs = CONFIGS
+    configs = VARIANTS
     frameworks = ("numpy", "torch")
     dtypes = ("float64",)
 
