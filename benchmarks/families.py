@@ -117,7 +117,7 @@ FAMILIES: dict[str, Family] = {
             _plain("nesterov", ("momentum", {"nesterov": True})),
             _plain("ewma", "ewma"),
             _plain("yogi-momentum", "yogi-momentum"),
-            _plain("cautious", "cautious", "momentum"),
+            _plain("cautious", "momentum", "cautious"),
         ],
     ),
     "adaptive": Family(
