@@ -194,12 +194,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_state(path: Path, state: Mapping[str, Any], *, mode: int = 0o644) -> None:
+def write_state(path: Path | str, state: Mapping[str, Any], *, mode: int = 0o644) -> None:
     """Write a state to a file, atomically."""
-    write_atomic(path, dump_state(state), mode=mode)
+    write_atomic(Path(path), dump_state(state), mode=mode)
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path | str) -> dict[str, Any]:
     """Read a state from a file.
 
     Raises:
@@ -207,6 +207,6 @@ def read_state(path: Path) -> dict[str, Any]:
         ValueError: If the file holds something else; the message names it.
     """
     try:
-        return load_state(path.read_bytes())
+        return load_state(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -112,7 +112,12 @@ def rate_of(name: str, value: object, *, schedules: bool = True) -> Any:
     if not schedules or value is None or isinstance(value, bool):
         raise TypeError(f"Expected a number for {name}, got {value!r} ({type(value).__name__}).")
     try:
-        return schedule_of(value)
+        schedule = schedule_of(value)
+        if schedule is value and getattr(schedule, "_taken", False):
+            # It counts steps for another rate already: this one gets a fresh one of the same parameters.
+            schedule = type(schedule).from_config(schedule.get_config())
+        schedule._taken = True
+        return schedule
     except TypeError as error:
         raise TypeError(f"Expected a number or a schedule for {name}: {error}") from error
 

@@ -119,11 +119,6 @@ class Optimizer:
         found: dict[int, tuple[str, Schedule]] = {}
         for key, rate in rates:
             if isinstance(rate, Schedule):
-                if id(rate) in found:
-                    raise ValueError(
-                        f"Expected a schedule of its own for {key}, got the one of {found[id(rate)][0]}: it "
-                        "would count each step twice. Make two."
-                    )
                 found[id(rate)] = key, rate
         return list(found.values())
 
@@ -233,13 +228,15 @@ class Optimizer:
             raise
         return result[0]
 
-    def verify(self, layout: Layout) -> None:
-        """Check what needs a model's layout, before anything is spent on a first step.
+    def verify(self, layout: Layout | Vector) -> None:
+        """Check what needs a model's layout (or its weights), before anything is spent on a first step.
 
         Raises:
             ValueError: If a group matches no tensor, or one of its settings belongs to no plug-in or to two.
             TypeError: If a tensor holds integers, or a setting cannot differ between tensors.
         """
+        if isinstance(layout, Vector):
+            layout = layout.layout
         if layout is not self._steppable or (self._grouped is not None and self._grouped.is_stale()):
             _verify_fractional(layout)
             self._grouped = Grouping(self.groups, layout, self.plugins) if self.groups else None
@@ -251,13 +248,15 @@ class Optimizer:
         active = None if grouping is None else grouping.active
         if active is not None:
             gradients = gradients.keep(active)
+        gradients = step.view(gradients)
         for regularizer in self.regularizers:
-            gradients = _verified(regularizer, regularizer.run(gradients, weights), weights)
+            gradients = _verified(regularizer, regularizer.run(gradients, step.view(weights)), weights)
         if active is not None and self.regularizers:
             gradients = gradients.keep(active)  # penalties on frozen tensors count for no norm
         given = {"weights": weights, "raw_gradients": gradients}
+        gradients = step.view(gradients)
         for module in self.modules:
-            extra = {name: given[name] for name in module.takes}
+            extra = {name: step.view(given[name]) for name in module.takes}
             gradients = _verified(module, module.run(gradients, **extra), weights)
             if active is not None:  # noise and decay inside a module are nothing to frozen tensors either
                 gradients = gradients.keep(active)
@@ -268,7 +267,7 @@ class Optimizer:
             updates = updates.keep(active)
         for module in self.modules:
             if type(module).finish is not OptiModule.finish:
-                updates = _verified(module, module.finish(updates, weights), weights)
+                updates = _verified(module, module.finish(updates, step.view(weights)), weights)
         return updates if active is None else updates.keep(active)
 
     def _rates(self, grouping: Grouping | None) -> tuple[float | PerTensor, float | PerTensor]:

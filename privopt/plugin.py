@@ -278,6 +278,12 @@ def _with_state_moved(process: Callable[..., None]) -> Callable[..., None]:
         if like is not None:
             self._prepare(like)
         process(self, aux_var)
+        received = [value for value in vars(aux_var).values() if isinstance(value, Vector)]
+        for field in self._state:
+            kept = getattr(self, field.name)
+            if any(kept is value for value in received):
+                # What was received stays the sender's: several optimizers may be handed one AuxVar.
+                setattr(self, field.name, kept.copy())
 
     prepared._prepares_state = True  # type: ignore[attr-defined]  # a mark on our own wrapper
     return prepared

@@ -90,6 +90,12 @@ class Registry:
         if name not in self._classes:
             near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            others = [t for t in (OPTI_MODULES, REGULARIZERS, SCHEDULES, AGGREGATORS) if t is not self]
+            elsewhere = [t.what for t in others if name in t.table()]
+            if elsewhere:
+                hint = f" {name!r} is a {elsewhere[0]}: give it where {elsewhere[0]}s go."
+            elif self is OPTI_MODULES and name.lower() == "adamw":
+                hint = " It is 'adam' with the optimizer's w_decay."
             raise ValueError(
                 f"Expected a known {self.what}, got {name!r}.{hint} "
                 f"`privopt modules` lists them: {', '.join(sorted(self._classes))}."

@@ -53,6 +53,12 @@ class Step:
             return Borrowed.of(vector)
         return self._tape.recorded(self._tape.leaf(vector))
 
+    def view(self, vector: Vector) -> Vector:
+        """The same values for one plug-in: what it does to them in place, no other sees."""
+        if self._tape is None:
+            return Borrowed.of(vector)
+        return self._tape.recorded(_node(self._tape, vector))
+
     def bind(self) -> None:
         """Give every plug-in its Vector states as Vectors of this step."""
         gradients, _ = self._inputs

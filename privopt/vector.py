@@ -179,8 +179,16 @@ class Vector:
             TypeError: If the mapping is none, or its arrays belong to no supported framework or to two.
             ValueError: If it is empty.
         """
-        if not isinstance(coefs, Mapping):
-            raise TypeError(f"Expected a mapping of names to arrays, got {type(coefs).__name__}.")
+        given: Any = coefs
+        if not isinstance(given, Mapping):
+            hint = " Use dict(model.named_parameters())." if hasattr(given, "named_parameters") else ""
+            raise TypeError(f"Expected a mapping of names to arrays, got {type(given).__name__}.{hint}")
+        nested = [name for name, array in coefs.items() if isinstance(array, Mapping)]
+        if nested:
+            raise TypeError(
+                f"Expected an array for {nested[0]!r}, got a mapping. Flatten nested parameters first, "
+                'such as {"layer.w": array}.'
+            )
         if not coefs:
             raise ValueError("Expected at least one named array, got an empty mapping.")
         backends = {name: backend_of(array) for name, array in coefs.items()}
@@ -428,6 +436,18 @@ class Vector:
                 f"{', '.join(sorted(_OF_NUMPY))}; Vector.build makes one of arrays."
             )
         return cast(Vector, result)
+
+    def __array_function__(self, function: Any, kinds: Any, inputs: Any, options: Any) -> NoReturn:
+        raise TypeError(
+            f"Expected an operation that Vectors have, got numpy.{getattr(function, '__name__', function)}. "
+            "Use .sum(), .dot(), .norm(), .norms(), .clip() or .where(); .flatten() gives one numpy array."
+        )
+
+    def __array__(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise TypeError(
+            "Expected a method that gives numpy arrays, got a Vector where numpy wants one. Use .flatten() "
+            "for one array, .coefs for one per tensor."
+        )
 
     def __add__(self, other: object) -> Vector:
         return self._binary("add", other)

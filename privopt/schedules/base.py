@@ -56,6 +56,10 @@ class Schedule(Plugin, register=False):
     rounds_started: int = state(0)
     last_rate: float = state(0.0)
 
+    _taken = (
+        False  # of an instance: whether a rate counts by it already; no annotation, so no hyper-parameter
+    )
+
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register:

@@ -178,6 +178,14 @@ def check_plugins(config: Config) -> None:
             text = error.args[0] if error.args else type(error).__name__
             raise ConfigError(f"{side}.optimizer: {text}") from error
         optimizers.append(optimizer)
+    for side, optimizer in zip(("client", "server"), optimizers, strict=True):
+        for key, schedule in optimizer._scheduled:
+            if "reduce-on-plateau" in (schedule.name, getattr(getattr(schedule, "then", None), "name", "")):
+                raise ConfigError(
+                    f"Expected a schedule of steps or rounds for {side}.optimizer.{key}, got "
+                    "'reduce-on-plateau': nothing measures a metric for it in a run. Take 'cosine' or "
+                    "'exponential', or end the run early with server.stop.metric."
+                )
     client, server = optimizers
     halves = [("client", "server", m) for m in client.modules if m.aux_name and m.aux_var is None]
     halves += [("server", "client", m) for m in server.modules if m.aux_var is not None]

@@ -65,7 +65,8 @@ def train(
     for optimizer, count in zip(clients, counts, strict=True):
         for plugin in optimizer.plugins:
             plugin.on_weighting(count, max(counts))
-    tell(server.plugins, "on_weighting", max(counts), max(counts))
+    for plugin in server.plugins:
+        plugin.on_weighting(max(counts), max(counts))
     for number in range(rounds):
         shared = server.collect_aux_var()
         rows: list[dict[str, Any]] = []
@@ -87,7 +88,8 @@ def train(
         server.process_aux_var(
             {name: type(sent[0][name]).aggregate([s[name] for s in sent]) for name in sent[0]}
         )
-        tell(server.plugins, "on_participation", sum(shares) / sum(counts))
+        for plugin in server.plugins:
+            plugin.on_participation(sum(shares) / sum(counts))
         server.step(weights.unflatten(-how.combine(sums)), weights)
         server.end_round()
     found: Array = weights.coefs["w"].copy()

@@ -346,10 +346,34 @@ def test_rates_set_between_steps_count() -> None:
     assert optimizer.get_config()["w_decay"] == 0.5
 
 
-def test_a_schedule_has_one_place() -> None:
-    shared = Exponential(base=0.5)
-    with pytest.raises(ValueError, match=r"of its own for groups\.0\.lrate, got the one of lrate"):
-        Optimizer(shared, groups=[Group("b", lrate=shared)])
+def test_one_schedule_given_twice_counts_for_each_rate_alone() -> None:
+    shared = Exponential(base=0.5, factor=0.5)
+    first, second = Optimizer(shared, groups=[Group("b", lrate=shared)]), Optimizer(shared)
+    ones = vector(0).full_like(1.0)
+    for rate in (0.5, 0.25, 0.125):
+        for optimizer in (first, second):
+            assert set(optimizer.compute_updates(ones, ones).flatten().tolist()) == {-rate}
+    again = Optimizer.from_config(first.get_config())
+    again.set_state(first.get_state())
+    assert again.current_lrate == 0.125
+
+
+def test_numpys_reductions_are_refused_with_what_to_use() -> None:
+    v = vector(0)
+    for call in (np.mean, np.median, np.linalg.norm, np.sum, np.stack):
+        with pytest.raises(TypeError, match=r"Use \.sum\(\), \.dot\(\), \.norm\(\)"):
+            call([v, v] if call is np.stack else v)
+    with pytest.raises(TypeError, match=r"Use \.flatten\(\) for one array"):
+        np.asarray(v)
+
+
+def test_names_in_the_wrong_list_say_where_they_go() -> None:
+    with pytest.raises(ValueError, match="'fedprox' is a regularizer: give it where regularizers go"):
+        Optimizer(0.1, modules=["fedprox"])
+    with pytest.raises(ValueError, match="'adam' with the optimizer's w_decay"):
+        Optimizer(0.1, modules=["adamw"])
+    with pytest.raises(TypeError, match=r"dict\(model\.named_parameters\(\)\)"):
+        Vector.build(torch.nn.Linear(2, 1))  # type: ignore[arg-type]  # the mistake
 
 
 def test_a_hyper_parameter_changed_later_counts_in_groups_too() -> None:
