@@ -129,38 +129,50 @@ def _chunk_sums(left: Array, right: Array | None, starts: Any, ends: Any) -> npt
     return parts
 
 
+_ROWS = 8
+"""Rows of lanes added at a time: a lane's sum stays in a register for as long."""
+
 _TERMS = {
-    "none": ("x", "np.float64(x[{i}])"),
-    "square": ("x", "np.float64(x[{i}]) * np.float64(x[{i}])"),
-    "product": ("x, y", "np.float64(x[{i}]) * np.float64(y[{i}])"),
+    "none": ("x", "np.float64({x})"),
+    "square": ("x", "np.float64({x}) * np.float64({x})"),
+    "product": ("x, y", "np.float64({x}) * np.float64({y})"),
 }
 
 
 @functools.cache
 def _sums_kernel(kind: str) -> Callable[..., None]:
-    arguments, term = _TERMS[kind]
-    text = f"""\
-def kernel(first, last, starts, ends, lanes, parts, {arguments}):
-    for chunk in range(first, last):
-        start = starts[chunk]
-        size = ends[chunk] - start
-        for lane in range({LANES}):
-            lanes[lane] = 0.0
-        for row in range(size // {LANES}):
-            at = start + row * {LANES}
-            for lane in range({LANES}):
-                lanes[lane] += {term.format(i="at + lane")}
-        rest = size // {LANES} * {LANES}
-        for lane in range(size - rest):
-            lanes[lane] += {term.format(i="start + rest + lane")}
-        half = {LANES // 2}
-        while half > 0:
-            for lane in range(half):
-                lanes[lane] += lanes[lane + half]
-            half //= 2
-        parts[chunk] = lanes[0]
-"""
-    return compiled(text)
+    names, term = _TERMS[kind]
+    arrays = names.split(", ")
+
+    def at(index: str, suffix: str = "") -> str:
+        return term.format(**{name: f"{name}{suffix}[{index}]" for name in arrays})
+
+    step = _ROWS * LANES
+    return compiled(
+        _lines(
+            f"def kernel(first, last, starts, ends, lanes, parts, {', '.join(f'all_{a}' for a in arrays)}):",
+            1, "for chunk in range(first, last):",
+            2, "start, end = starts[chunk], ends[chunk]",
+            *(f"{a} = all_{a}[start:end]" for a in arrays),
+            "size = end - start",
+            f"for lane in range({LANES}):",
+            3, "lanes[lane] = 0.0",
+            2, f"for block in range(size // {step}):",
+            3, *(f"{a}_ = {a}[block * {step} : (block + 1) * {step}]" for a in arrays),
+            f"for lane in range({LANES}):",
+            4, "total = lanes[lane]",
+            *(f"total += {at(f'{row * LANES} + lane', '_')}" for row in range(_ROWS)),
+            "lanes[lane] = total",
+            2, f"for i in range(size // {step} * {step}, size):",
+            3, f"lanes[i % {LANES}] += {at('i')}",
+            2, f"half = {LANES // 2}",
+            "while half > 0:",
+            3, "for lane in range(half):",
+            4, "lanes[lane] += lanes[lane + half]",
+            3, "half //= 2",
+            2, "parts[chunk] = lanes[0]",
+        )
+    )  # fmt: skip
 
 
 @functools.cache
