@@ -7,6 +7,7 @@ weights, are then written in one pass. Until that pass nothing that anybody else
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -265,5 +266,6 @@ _HELD = [
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF")
 ]
 """Signals whose handlers people write in Python: a time-out is as good an interrupt as Ctrl-C."""
-_get_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+_beneath: Any = importlib.import_module("_signal") if importlib.util.find_spec("_signal") else signal
+_get_handler: Callable[[int], Any] = _beneath.getsignal
+_set_handler: Callable[[int, Any], Any] = _beneath.signal
