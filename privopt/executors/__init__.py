@@ -21,12 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import summation
 from ..backends import Array, Backend, named_backend
 from ..layout import Block
 from . import blocked
 from .passes import Pass as Pass
-from .threads import in_parallel
 from .threads import num_threads as num_threads
 from .threads import set_num_threads as set_num_threads
 
@@ -208,25 +206,8 @@ def sum_products(backend: Backend, left: Array, right: Array | None, where: Bloc
     if compiled is not None:
         total: float = compiled.sum_products(*_both(backend, left, right))
         return total
-    if backend.name in ("numpy", "torch") and where.device == "cpu" and where.size > SMALL:
-        return _sum_in_parallel(*_both(backend, left, right))
+    # In one thread: numpy holds the interpreter too often for two to be faster.
     return backend.sum(left) if right is None else backend.dot(left, right)
-
-
-def _sum_in_parallel(left: Any, right: Any) -> float:
-    """As `privopt.summation.dot`, pieces of whole chunks at a time."""
-    if left.dtype.kind == "c":
-        return summation.total(left) if right is None else summation.dot(left, right)
-    parts = np.empty(-(-left.size // summation.CHUNK))
-
-    def part(first: int, last: int) -> None:
-        span = slice(first * summation.CHUNK, last * summation.CHUNK)
-        piece = left[span]
-        other = None if right is None else piece if right is left else right[span]
-        parts[first:last] = summation.chunk_sums(piece, other)
-
-    in_parallel(part, len(parts), 64)
-    return summation.in_order(parts)
 
 
 def segment_products(

@@ -14,8 +14,8 @@ from .threads import in_parallel
 
 __all__ = ["interpret", "run"]
 
-BLOCK = 1 << 14
-"""Entries of a block: some six arrays of it fit into a core's cache."""
+BLOCK = 1 << 16
+"""Entries of a block: small enough for caches, large enough that threads do not queue for the interpreter."""
 
 
 def run(job: Pass) -> list[Array]:
@@ -35,7 +35,7 @@ def run(job: Pass) -> list[Array]:
                 backend.assign(backend.view(target, a, b, (b - a,)), result)
 
     if backend.name == "numpy":
-        in_parallel(part, job.size, 8 * BLOCK)
+        in_parallel(part, job.size, 4 * BLOCK)
     else:
         part(0, job.size)
     return targets
