@@ -327,7 +327,7 @@ def check_plugin(plugin: type[Plugin], **settings: Any) -> int:
     known = set(Contract.__annotations__) - {"plugins"}
     if not set(given) <= known:
         raise TypeError(f"Expected settings among {sorted(known)}, got {sorted(set(given) - known)}.")
-    name = f"TestOf{plugin.__name__}"
+    name = f"TestPlugin{plugin.__name__}"
     contract: type[Contract] = type(name, (PluginContract,), {**given, "plugins": [plugin]})
     held = 0
     for test in contract.promises():
