@@ -140,6 +140,7 @@ class Layout:
         """
         if self.tensors == other.tensors:
             return None
+        # Of unequal lists the first difference is looked for; that one is longer is said further down.
         for ours, theirs in zip(self.tensors, other.tensors, strict=False):
             if ours.name != theirs.name:
                 return f"tensor {ours.name!r} stands where the other has {theirs.name!r}"

@@ -2,6 +2,9 @@
 
 Everything that follows (clipping, optimizers, encoding, noise, aggregation) is arithmetic on
 Vectors, so it is written once and runs on whichever framework holds the arrays.
+
+Contents: `PerTensor`, one number per tensor; `Vector`: building and packing, views and copies, frameworks and
+dtypes, arithmetic, comparison and choice, reductions.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ from .reductions import Declared
 from .register import Register
 from .schema import Schema
 
+# Rounding keeps a sum unbiased; masks keep it secret. No secrecy rests on these draws.
 RoundingFactory: TypeAlias = Callable[[bytes, int], np.random.Generator]
 
 

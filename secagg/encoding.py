@@ -24,7 +24,7 @@ Words: TypeAlias = NDArray[np.uint64]
 
 
 class Rounding(Protocol):
-    """What stochastic rounding draws from; `numpy.random.Generator` is one."""
+    """What stochastic rounding draws from; `numpy.random.Generator` is one. No secrecy rests on it."""
 
     def random(self, *, dtype: type[np.float32], out: NDArray[np.float32]) -> Any:
         """Fill `out` with independent uniform draws from [0, 1), multiples of 2^-24."""
@@ -66,7 +66,7 @@ class Encoding:
         >>> import numpy as np
         >>> from secagg import Encoding, Schema, summed
         >>> encoding = Encoding(Schema(x=summed(1.0, shape=(3,))), num_clients=8)
-        >>> rounding = np.random.default_rng()
+        >>> rounding = np.random.default_rng()  # no secrecy rests on how values are rounded
         >>> total = sum(encoding.encode({"x": [0.0, 1.0, -1.0]}, rounding) for _ in range(8))
         >>> encoding.decode(total, 8).values["x"].tolist()
         [0.0, 8.0, -8.0]

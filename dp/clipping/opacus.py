@@ -219,7 +219,7 @@ def _hooked(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         from opacus.grad_sample import GradSampleModule
     try:
         hooked = GradSampleModule(model, loss_reduction="sum")
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what Opacus raises at a layer that it does not know
         raise UnsupportedLayer(
             f"Expected layers that Opacus takes per-sample gradients of, got others: {error}. "
             "Replace the layer, or use LoopClipper."

@@ -53,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
+        # A known mistake becomes one paragraph and an exit code; anything else is a bug and is raised again.
         code = exit_code(error)
         if code == BUG or options.debug:
             raise

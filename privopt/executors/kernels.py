@@ -90,7 +90,7 @@ def _compiled(text: str) -> Callable[..., None]:
 @functools.lru_cache(maxsize=1024)
 def _in_memory(text: str) -> Callable[..., None]:
     space: dict[str, Any] = {}
-    exec(compile(text, "<privopt kernel>", "exec"), space)  # the text is spelled by `numba.source`
+    exec(compile(text, "<privopt kernel>", "exec"), space)  # spelled from a fixed table of operations
     function: Callable[..., None] = numba.njit(**_OPTIONS)(space["kernel"])
     return function
 

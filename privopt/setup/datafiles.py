@@ -193,7 +193,7 @@ def _read_npz(path: Path) -> Table:
             with np.load(file, allow_pickle=False) as archive:
                 found = list(archive.files)
                 arrays = [archive[name] for name in ("x", "y") if name in found]
-    # RuntimeError covers encrypted members and NotImplementedError, unknown compression.
+    # RuntimeError is what zipfile raises at encrypted members and, by a subclass, at unknown compression.
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, zlib.error):
         raise DataError(
             f"Expected a NumPy archive of plain arrays in {path}, got something else. "

@@ -500,13 +500,11 @@ class Cooked(OptiModule, register=False):
         return value - value.row_means() if kind == "rows" else value ** parts[1]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(recipe=recipes(), dtype=st.sampled_from(["float32", "float64"]))
-def test_random_arithmetic_gives_the_same_bits_in_blocks(recipe: list[tuple[Any, ...]], dtype: str) -> None:
-    shapes = {"w": (4, 3), "e": (0,), "b": (5,), "long": (66000,)}
+def assert_cooked_as_eager(name: str, recipe: list[tuple[Any, ...]], dtype: str, long: int) -> None:
+    shapes = {"w": (4, 3), "e": (0,), "b": (5,), "long": (long,)}
     results = []
-    for name in ("eager", "blocked"):
-        with executor(name):
+    for chosen in ("eager", name):
+        with executor(chosen):
             module = Cooked(recipe)
             optimizer, weights = Optimizer(0.1, modules=[module]), vector(0, dtype, shapes=shapes)
             for step in range(2):
@@ -514,23 +512,19 @@ def test_random_arithmetic_gives_the_same_bits_in_blocks(recipe: list[tuple[Any,
             results.append((weights.flatten(), module.m.flatten()))
     for found, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(recipe=recipes(), dtype=st.sampled_from(["float32", "float64"]))
+def test_random_arithmetic_gives_the_same_bits_in_blocks(recipe: list[tuple[Any, ...]], dtype: str) -> None:
+    assert_cooked_as_eager("blocked", recipe, dtype, 66000)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(recipe=recipes(), dtype=st.sampled_from(["float32", "float64"]))
 def test_random_arithmetic_gives_the_same_bits_compiled(recipe: list[tuple[Any, ...]], dtype: str) -> None:
     pytest.importorskip("numba")
-    shapes = {"w": (4, 3), "e": (0,), "b": (5,), "long": (400,)}
-    results = []
-    for name in ("eager", "numba"):
-        with executor(name):
-            module = Cooked(recipe)
-            optimizer, weights = Optimizer(0.1, modules=[module]), vector(0, dtype, shapes=shapes)
-            for step in range(2):
-                optimizer.step(vector(step + 1, dtype, shapes=shapes), weights)
-            results.append((weights.flatten(), module.m.flatten()))
-    for found, expected in zip(*results, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert_cooked_as_eager("numba", recipe, dtype, 400)
 
 
 # ---- threads and processes --------------------------------------------------------------------------------
