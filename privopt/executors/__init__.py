@@ -206,6 +206,8 @@ def sum_products(backend: Backend, left: Array, right: Array | None, where: Bloc
     if compiled is not None:
         total: float = compiled.sum_products(*_both(backend, left, right))
         return total
+    if _summed_by_torch(backend, where):
+        return _loaded("torch_fused").sum_products(left, right)  # type: ignore[no-any-return]
     # In one thread: numpy holds the interpreter too often for two to be faster.
     return backend.sum(left) if right is None else backend.dot(left, right)
 
@@ -218,6 +220,8 @@ def segment_products(
     if compiled is not None:
         sums: npt.NDArray[np.float64] = compiled.segment_products(*_both(backend, left, right), starts)
         return sums
+    if _summed_by_torch(backend, where):
+        return _loaded("torch_fused").segment_products(left, right, starts)  # type: ignore[no-any-return]
     return backend.segment_dots(left, right, starts)
 
 
@@ -230,6 +234,14 @@ def _compiled_sums(backend: Backend, where: Block) -> Any:
     if where.dtype not in ("float32", "float64") or where.device != "cpu" or where.size < SMALL:
         return None
     return _loaded("numba")
+
+
+def _summed_by_torch(backend: Backend, where: Block) -> bool:
+    """Whether torch's threads add up, in an order of their own: not where eager's bits are asked for."""
+    name = executor_name()
+    if name != "torch" and (name != "auto" or _has_numba()):
+        return False
+    return backend.name == "torch" and where.device == "cpu" and where.dtype in ("float32", "float64")
 
 
 def _both(backend: Backend, left: Array, right: Array | None) -> tuple[Any, Any]:

@@ -1,22 +1,25 @@
-"""Hands chains that it recognises to torch's own fused kernels, in pieces on the flat buffer.
+"""Hands chains that it recognises to torch's own fused kernels, and sums to torch's own reductions.
 
 What is recognised is the arithmetic, not the plug-in: whoever writes Adam's formulas gets Adam's kernel.
-Results agree with eager's to a few units in the last place. Used where numba is not installed.
+Results agree with eager's to a few units in the last place. Used where no compiler is installed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..backends import Array
+from ..backends.common import runs
 from ..expression import Program
 from .passes import Pass
 
-__all__ = ["run"]
+__all__ = ["run", "segment_products", "sum_products"]
 
 PIECE = 1 << 20
 """Entries given to a kernel at a time: torch splits them between its threads."""
@@ -184,3 +187,76 @@ class _Match:
             and len(operands) == len(pattern) - 1
             and all(self.node(p, int(x)) for p, x in zip(pattern[1:], operands, strict=True))
         )
+
+
+# ---- sums -------------------------------------------------------------------------------------------------
+
+ROW = 1 << 12
+"""Entries that one thread adds up. Torch hands its threads whole rows, so that their number changes no bit; a
+sum of all entries at once it would cut into as many parts as there are threads."""
+WIDE = 1 << 19
+"""Entries held in float64 at a time: 4 MB."""
+
+
+def sum_products(left: Array, right: Array | None) -> float:
+    """Inner product of two real tensors on a CPU, or the sum of one, added up in float64.
+
+    Guarantees:
+        - Any number of threads gives the same bits (others than those of `privopt.summation`).
+    """
+    return float(segment_products(left, right, [0])[0])
+
+
+def segment_products(left: Array, right: Array | None, starts: Sequence[int]) -> npt.NDArray[np.float64]:
+    """The same for each segment from `starts`; the last ends the tensor."""
+    sums = np.zeros(len(starts))
+    done = 0
+    with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        wide = _Wide(left, right)
+        for start, count, size in runs(starts, left.numel()):
+            # As many short segments at a time as are held, or one long segment in pieces.
+            per = max(1, WIDE // max(1, size))
+            for k in range(0, count, per):
+                these = min(per, count - k)
+                at = start + k * size
+                pieces = [
+                    _row_sums(wide(at + a, these * min(size - a, WIDE)).view(these, -1))
+                    for a in range(0, size, WIDE)
+                ]
+                if pieces:
+                    sums[done + k : done + k + these] = np.concatenate(pieces, axis=1).sum(axis=1)
+            done += count
+    return sums
+
+
+def _row_sums(segments: Array) -> npt.NDArray[np.float64]:
+    """Sums of each segment's rows, and of what is left of it: shape ``(segments, rows + 1)``."""
+    count, size = segments.shape
+    rows, rest = divmod(size, ROW)
+    found = np.empty((count, rows + 1))
+    found[:, :rows] = segments[:, : rows * ROW].unflatten(1, (rows, ROW)).sum(2).numpy()
+    found[:, rows] = segments[:, size - rest :].sum(1).numpy()
+    return found
+
+
+class _Wide:
+    """What is added up, entries of a tensor or products of two tensors', in float64, a piece at a time."""
+
+    def __init__(self, left: Array, right: Array | None) -> None:
+        self.left, self.right = left, right
+        self._memory: dict[int, Array] = {}
+
+    def __call__(self, start: int, size: int) -> Array:
+        ours = self._converted(0, self.left[start : start + size])
+        if self.right is None:
+            return ours
+        theirs = ours if self.right is self.left else self._converted(1, self.right[start : start + size])
+        return torch.mul(ours, theirs, out=self._piece(0, size))
+
+    def _converted(self, side: int, piece: Array) -> Array:
+        return piece if piece.dtype == torch.float64 else self._piece(side, len(piece)).copy_(piece)
+
+    def _piece(self, side: int, size: int) -> Array:
+        if side not in self._memory:
+            self._memory[side] = torch.empty(min(WIDE, len(self.left)), dtype=torch.float64)
+        return self._memory[side][:size]

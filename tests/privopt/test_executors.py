@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from privopt import Optimizer, OptiModule, Vector, executor, state, summation
+from privopt import Optimizer, OptiModule, Vector, executor, executors, state, summation
 from privopt.executors import sum_products, torch_fused
 from privopt.layout import Block
+
+COMPILER = "_has_numba"
+"""The function of `privopt.executors` that says whether the compiler is installed."""
 
 SHAPES = {"w": (30, 20), "b": (7,), "long": (20000,)}
 
@@ -77,6 +81,127 @@ def test_sums_of_segments_are_the_sums_of_their_entries(starts: list[int]) -> No
     assert found.tolist() == [summation.dot(x[a:b], y[a:b]) for a, b in zip(starts, ends, strict=True)]
     compiled = pytest.importorskip("privopt.executors.numba")
     np.testing.assert_array_equal(compiled.segment_products(x, y, starts), found)
+
+
+# ---- torch's sums -----------------------------------------------------------------------------------------
+
+
+def exact(products: np.ndarray) -> float:
+    return math.fsum(products.tolist())
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 30_000, torch_fused.WIDE + 4099])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torchs_sums_are_as_good_as_float64_gives_them(size: int, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    x, y = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    ours, theirs = torch.from_numpy(x), torch.from_numpy(y)
+    wide_x, wide_y = x.astype("float64"), y.astype("float64")
+    squares = exact(wide_x * wide_x)
+    assert torch_fused.sum_products(ours, ours) == pytest.approx(squares, rel=1e-14)
+    assert torch_fused.sum_products(ours, theirs) == pytest.approx(
+        exact(wide_x * wide_y), abs=1e-14 * squares
+    )
+    assert torch_fused.sum_products(ours, None) == pytest.approx(exact(wide_x), abs=1e-14 * squares)
+
+
+def test_torchs_sum_of_many_equal_entries_does_not_fall_behind() -> None:
+    # What happens to a float32 sum of 1e8 entries: beside a large total the next square counts for less.
+    # One large entry makes it happen at 3 million: each small square is under half a unit of its last place.
+    small, large, count = 1e-3, 64.0, 3_000_000
+    x = torch.full((count,), small)
+    x[0] = large
+    expected = large**2 + (count - 1) * float(np.float32(small)) ** 2
+    assert torch_fused.sum_products(x, x) == pytest.approx(expected, rel=1e-13)
+    serial = np.cumsum((x * x).numpy(), dtype=np.float32)[-1]
+    assert abs(serial / expected - 1) > 5e-4, "The test's own numbers do not show the effect."
+
+
+@pytest.mark.parametrize("entry", [1e-30, 1e30])
+def test_torchs_norms_hold_entries_whose_squares_float32_does_not(entry: float) -> None:
+    x = torch.full((50_000,), entry)
+    expected = 50_000 * float(np.float32(entry)) ** 2
+    assert torch_fused.sum_products(x, x) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_torchs_sums_pass_on_what_is_not_finite(bad: float) -> None:
+    x = torch.ones(10_000)
+    x[5000] = bad
+    np.testing.assert_equal(torch_fused.sum_products(x, x), bad)
+    x[6000] = -bad
+    np.testing.assert_equal(torch_fused.sum_products(x, None), float("nan"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torchs_sums_do_not_depend_on_the_number_of_threads(dtype: str) -> None:
+    sizes = [1, 4096, 33_000, 131_072, torch_fused.WIDE, torch_fused.WIDE + 1, 1_700_001]
+    rng = np.random.default_rng(0)
+    pairs = [[torch.from_numpy(rng.standard_normal(n).astype(dtype)) for _ in range(2)] for n in sizes]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 5, 16):
+            torch.set_num_threads(threads)
+            found.append(
+                [
+                    (
+                        torch_fused.sum_products(x, x),
+                        torch_fused.sum_products(x, y),
+                        torch_fused.sum_products(x, None),
+                        torch_fused.segment_products(x, x, range(0, len(x), 1 + len(x) // 7)).tolist(),
+                        torch_fused.segment_products(x, y, range(0, len(x), 11)).tolist(),
+                    )
+                    for x, y in pairs
+                ]
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert all(each == found[0] for each in found)
+
+
+STARTS = [
+    [0],
+    [0, 5, 5, 10, 4106, 4107],
+    list(range(0, 20_000, 40)),
+    list(range(0, 20_000, 5000)),
+    [0, 5000, 10_000, 15_000, 19_999, 20_000],
+]
+
+
+@pytest.mark.parametrize("starts", STARTS, ids=len)
+def test_torchs_sums_of_segments_are_the_sums_of_their_entries(
+    starts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = arrays(0)["long"], arrays(1)["long"]
+    pairs = list(zip(starts, [*starts[1:], x.size], strict=True))
+    wide_x, wide_y = x.astype("float64"), y.astype("float64")
+    ours, theirs = torch.from_numpy(x), torch.from_numpy(y)
+    for wide in (torch_fused.WIDE, 8192):  # the second cuts the longer segments
+        monkeypatch.setattr(torch_fused, "WIDE", wide)
+        for right, other in ((theirs, wide_y), (ours, wide_x), (None, np.ones(x.size))):
+            found = torch_fused.segment_products(ours, right, starts)
+            expected = [exact(wide_x[a:b] * other[a:b]) for a, b in pairs]
+            np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-11)
+
+
+def test_who_adds_up_is_chosen_by_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal(1_000_001).astype("float32"))
+    backend, where = Vector.build({"x": x})._backend, Block("float32", "cpu", x.numel())
+    in_order, by_torch = summation.dot(x.numpy(), x.numpy()), torch_fused.sum_products(x, x)
+    assert in_order != by_torch, "The two orders cannot be told apart by these numbers."
+    monkeypatch.setattr(executors, COMPILER, lambda: False)
+    expected = {
+        "exact": in_order,
+        "blocked": in_order,
+        "eager": in_order,
+        "torch": by_torch,
+        "auto": by_torch,
+    }
+    for name, total in expected.items():
+        with executor(name):
+            assert executors.sum_products(backend, x, x, where) == total, name
+            assert executors.segment_products(backend, x, x, [0], where)[0] == total, name
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------------------
@@ -295,8 +420,6 @@ def test_importing_privopt_compiles_nothing() -> None:
 
 
 def test_a_missing_numba_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from privopt import executors
-
-    monkeypatch.setattr(executors, "_has_numba", lambda: False)
+    monkeypatch.setattr(executors, COMPILER, lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'privopt\[fast\]'"), executor("numba"):
         pass
