@@ -1,7 +1,7 @@
 """Sums in one fixed order: part of floor 2, so that every executor and thread count gives the same bits.
 
 Entries are cut into chunks of `CHUNK`. In a chunk, entry i is added to lane ``i % LANES`` in order; the
-lanes are folded in halves; the chunks' sums are added in order. Everything is float64. The numba executor
+lanes are folded in halves; the chunks' sums are added in order. Everything is float64. The llvm executor
 follows the same order in compiled code.
 """
 

@@ -1,6 +1,6 @@
 """How a recorded step is run: one file an executor, all giving the same numbers.
 
-``numba`` compiles the whole program into one loop (extra ``[fast]``); ``blocked`` runs it with the
+``llvm`` compiles the whole program into one loop (extra ``[fast]``); ``blocked`` runs it with the
 framework's own operations on pieces that stay in cache; ``torch`` hands chains that it recognises to torch's
 fused kernels; ``traced`` compiles with ``jax.jit``, ``tf.function`` or (on devices) ``torch.compile``;
 ``eager`` records nothing and is what the others are compared with. To add one, write a file with
@@ -41,7 +41,7 @@ __all__ = [
     "sum_products",
 ]
 
-EXECUTORS = ("auto", "exact", "eager", "blocked", "numba", "torch", "traced")
+EXECUTORS = ("auto", "exact", "eager", "blocked", "llvm", "torch", "traced")
 SMALL = 1 << 14
 """Below this many entries a step is not recorded by default: calls, not memory, are what it costs."""
 
@@ -75,8 +75,8 @@ def executor(name: str) -> Iterator[None]:
 def _verify(name: str) -> None:
     if name not in EXECUTORS:
         raise ValueError(f"Expected one of the executors {list(EXECUTORS)}, got {name!r}.")
-    if name == "numba" and not _has_numba():
-        raise ImportError("The numba executor needs numba. Install it with: pip install 'privopt[fast]'.")
+    if name == "llvm" and not _has_llvm():
+        raise ImportError("The llvm executor needs llvmlite. Install it with: pip install 'privopt[fast]'.")
 
 
 def executor_name() -> str:
@@ -95,8 +95,8 @@ def _of_environment() -> str:
 
 
 @functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+def _has_llvm() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
 
 
 def steps_eagerly(backend: Backend, size: int) -> bool:
@@ -125,32 +125,38 @@ def run(job: Pass) -> list[Array]:
 
 
 def _run_numpy(job: Pass, name: str) -> list[Array]:
-    if name not in ("blocked", "eager") and job.program.compilable and _has_numba():
-        done: list[Array] = _loaded("numba").run(job)
-        return done
-    return blocked.run(job)
+    return _compiled(job, name) or blocked.run(job)
+
+
+def _compiled(job: Pass, name: str) -> list[Array] | None:
+    """The results of compiled code, where there is a compiler for this program and these arrays."""
+    if name in ("blocked", "eager") or not job.program.compilable or not _has_llvm():
+        return None
+    done: list[Array] | None = _loaded("llvm").run(job)
+    return done
 
 
 def _run_torch(job: Pass, name: str) -> list[Array]:
     on_cpu = job.device == "cpu"
-    if name == "torch" or (name == "auto" and not (on_cpu and _has_numba())):
-        done: list[Array] | None = None if _overlaps(job) else _loaded("torch_fused").run(job)
+    overlaps = _overlaps(job)
+    if name == "torch" or (name == "auto" and not (on_cpu and _has_llvm())):
+        done: list[Array] | None = None if overlaps else _loaded("torch_fused").run(job)
         if done is not None:
             return done
     if name == "traced" or (not on_cpu and name not in ("exact", "eager", "blocked")):
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    if not on_cpu:
+    if overlaps or not on_cpu:
         return _through_copies(job)
     if not job.program.compilable:
         # torch's own operations: numpy would round these differently in the last bit.
-        return _through_copies(job) if _overlaps(job) else blocked.run(job)
-    import torch
+        return blocked.run(job)
+    results = _compiled(job, name)
+    if results is None:
+        import torch
 
-    if _overlaps(job):
-        return _through_copies(job)
-    results = _run_numpy(_as_numpy(job), name)
-    pairs = zip(job.into, results, strict=True)
-    return [torch.from_numpy(array) if target is None else target for target, array in pairs]
+        pairs = zip(job.into, blocked.run(_as_numpy(job)), strict=True)
+        results = [torch.from_numpy(array) if target is None else target for target, array in pairs]
+    return results
 
 
 def _as_numpy(job: Pass) -> Pass:
@@ -204,8 +210,9 @@ def sum_products(backend: Backend, left: Array, right: Array | None, where: Bloc
     """Inner product of two arrays (of the block's dtype and device), or the sum of one."""
     compiled = _compiled_sums(backend, where)
     if compiled is not None:
-        total: float = compiled.sum_products(*_both(backend, left, right))
-        return total
+        total: float | None = compiled.sum_products(backend, left, right, where)
+        if total is not None:
+            return total
     if _summed_by_torch(backend, where):
         return _loaded("torch_fused").sum_products(left, right)  # type: ignore[no-any-return]
     # In one thread: numpy holds the interpreter too often for two to be faster.
@@ -218,8 +225,9 @@ def segment_products(
     """The same for each segment."""
     compiled = _compiled_sums(backend, where)
     if compiled is not None:
-        sums: npt.NDArray[np.float64] = compiled.segment_products(*_both(backend, left, right), starts)
-        return sums
+        sums: npt.NDArray[np.float64] | None = compiled.segment_products(backend, left, right, starts, where)
+        if sums is not None:
+            return sums
     if _summed_by_torch(backend, where):
         return _loaded("torch_fused").segment_products(left, right, starts)  # type: ignore[no-any-return]
     return backend.segment_dots(left, right, starts)
@@ -227,26 +235,21 @@ def segment_products(
 
 def _compiled_sums(backend: Backend, where: Block) -> Any:
     """The compiled sums, where they apply: they add in the same order as `privopt.summation`."""
-    if executor_name() in ("eager", "blocked", "torch") or not _has_numba():
+    if executor_name() in ("eager", "blocked", "torch") or not _has_llvm():
         return None
     if backend.name not in ("numpy", "torch"):
         return None
     if where.dtype not in ("float32", "float64") or where.device != "cpu" or where.size < SMALL:
         return None
-    return _loaded("numba")
+    return _loaded("llvm")
 
 
 def _summed_by_torch(backend: Backend, where: Block) -> bool:
     """Whether torch's threads add up, in an order of their own: not where eager's bits are asked for."""
     name = executor_name()
-    if name != "torch" and (name != "auto" or _has_numba()):
+    if name != "torch" and (name != "auto" or _has_llvm()):
         return False
     return backend.name == "torch" and where.device == "cpu" and where.dtype in ("float32", "float64")
-
-
-def _both(backend: Backend, left: Array, right: Array | None) -> tuple[Any, Any]:
-    a = backend.to_numpy(left)
-    return a, None if right is None else a if right is left else backend.to_numpy(right)
 
 
 @functools.cache

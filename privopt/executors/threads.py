@@ -1,16 +1,23 @@
 """A few threads that run parts of one pass: compiled and numpy code releases the interpreter's lock.
 
-Not `concurrent.futures`: a pass over a small model takes less time than a future does.
+Machine code runs in the threads of OpenMP where torch has brought them: they stay awake for a while after
+each of torch's operations, so other threads would have to share the processor with them. Where there are none,
+and for numpy's operations, it is a few threads of our own. Not `concurrent.futures`: a pass over a small model
+takes less time than a future does.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
-__all__ = ["in_parallel", "num_threads", "set_num_threads"]
+__all__ = ["in_parallel", "num_threads", "set_num_threads", "together"]
 
 Work = Callable[[int, int], None]
 
@@ -21,7 +28,7 @@ _lock = threading.Lock()
 
 
 def num_threads() -> int:
-    """Threads that a pass uses: `set_num_threads`, ``PRIVOPT_THREADS``, or the cores of this process."""
+    """Threads that a pass uses: `set_num_threads`, ``PRIVOPT_THREADS``, torch's, or the process's cores."""
     if _chosen is not None:
         return _chosen
     named = os.environ.get("PRIVOPT_THREADS")
@@ -29,7 +36,14 @@ def num_threads() -> int:
         if not (named.isdecimal() and 0 < int(named) <= MOST):
             raise ValueError(f"Expected PRIVOPT_THREADS to be a number from 1 to {MOST}, got {named!r}.")
         return set_num_threads(int(named))
-    return set_num_threads(min(16, len(os.sched_getaffinity(0))))
+    # Whoever tells torch to use fewer threads (in a worker process, say) means us too.
+    threads = getattr(sys.modules.get("torch"), "get_num_threads", _cores)()
+    return int(threads)
+
+
+@functools.cache
+def _cores() -> int:
+    return min(16, len(os.sched_getaffinity(0)))
 
 
 def set_num_threads(count: int) -> int:
@@ -86,6 +100,50 @@ def in_parallel(work: Work, size: int, step: int) -> None:
         raise errors[0]
 
 
+Code = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_functions: dict[int, Any] = {}
+_openmp: Any = None
+_forked = False
+
+
+def together(address: int, job: Any, pieces: int) -> None:
+    """Run machine code on one job by several threads.
+
+    Args:
+        address: Of a function of C that takes the job and returns when no piece of it is left to take.
+        job: A ctypes array.
+        pieces: How many there are to take.
+    """
+    threads = min(num_threads(), pieces)
+    if threads > 1:
+        parallel = _parallel()
+        if parallel is not None:
+            parallel(address, job, threads, 0)
+            return
+    function = _functions.get(address)
+    if function is None:
+        function = _functions[address] = Code(address)
+    if threads <= 1:
+        function(job)
+    else:
+        in_parallel(lambda start, stop: function(job), threads, 1)
+
+
+def _parallel() -> Any:
+    """OpenMP's way to run a function in its threads, or None where there is no OpenMP yet."""
+    global _openmp
+    if _openmp is None and not _forked and "torch" in sys.modules:
+        try:
+            # The one that is loaded already; none is loaded for this.
+            found = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+            found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            found.restype = None
+            _openmp = found
+        except (OSError, AttributeError):
+            _openmp = False
+    return _openmp or None
+
+
 def _started(number: int) -> queue.SimpleQueue[Callable[[], None]]:
     tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
@@ -98,9 +156,10 @@ def _started(number: int) -> queue.SimpleQueue[Callable[[], None]]:
 
 
 def _forget_pool() -> None:
-    global _lock
+    global _lock, _openmp, _forked
     _lock = threading.Lock()
     _pool.clear()
+    _openmp, _forked = None, True  # OpenMP would wait for threads that the child does not have
 
 
 # A forked child has no threads but its own.

@@ -18,7 +18,7 @@ RTOL = {"float32": 1e-6, "float64": 1e-12}
 """Across frameworks, of each tensor's largest entry."""
 COMPILED_RTOL = {"float32": 2e-6, "float64": 4e-15}
 """Of what frameworks' own fused kernels and compilers may contract and reorder."""
-EXECUTORS = ("auto", "exact", "blocked", "numba", "torch")
+EXECUTORS = ("auto", "exact", "blocked", "llvm", "torch")
 
 
 def check_frameworks(subject: Subject, framework: str, dtype: str = "float32") -> None:
@@ -52,7 +52,7 @@ def check_executors(
     """Every executor gives eager's states and weights, on a small model and on one of several blocks.
 
     Bit for bit on numpy and torch, but where the framework's own kernels run: torch's fused ones (``torch``,
-    and ``auto`` without numba), and whole programs compiled (``auto`` elsewhere). These agree to 2e-6 of each
+    and ``auto`` without llvmlite), and whole programs compiled (``auto`` elsewhere). These agree to 2e-6 of each
     tensor's largest entry in float32. Executors that are not installed, or do nothing of their own with the
     framework's arrays, are left out.
     """
@@ -75,7 +75,7 @@ def check_executors(
 
 def runs_on(by: str, framework: str) -> bool:
     """Whether an executor does something of its own with a framework's arrays."""
-    if by == "numba" and not _has_numba():
+    if by == "llvm" and not _has_llvm():
         return False
     if framework not in ("numpy", "torch"):
         return by in ("auto", "blocked")
@@ -83,8 +83,8 @@ def runs_on(by: str, framework: str) -> bool:
 
 
 def _exact_on_torch() -> Sequence[str]:
-    return ("exact", "blocked", "numba", "auto") if _has_numba() else ("exact", "blocked")
+    return ("exact", "blocked", "llvm", "auto") if _has_llvm() else ("exact", "blocked")
 
 
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+def _has_llvm() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None

@@ -17,7 +17,7 @@ from privopt import Optimizer, OptiModule, Vector, executor, executors, state, s
 from privopt.executors import sum_products, torch_fused
 from privopt.layout import Block
 
-COMPILER = "_has_numba"
+COMPILER = "_has_llvm"
 """The function of `privopt.executors` that says whether the compiler is installed."""
 
 SHAPES = {"w": (30, 20), "b": (7,), "long": (20000,)}
@@ -61,7 +61,7 @@ def test_sums_follow_the_documented_order(size: int, dtype: str) -> None:
     assert summation.dot(x, x) == pytest.approx(float(np.sum(x.astype("float64") ** 2)), rel=1e-13)
 
 
-@pytest.mark.parametrize("name", ["numba", "blocked", "auto"])
+@pytest.mark.parametrize("name", ["llvm", "blocked", "auto"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_compiled_and_parallel_sums_are_the_same_bits(name: str, dtype: str) -> None:
     x, y = arrays(0, dtype)["long"], arrays(1, dtype)["long"]
@@ -79,8 +79,9 @@ def test_sums_of_segments_are_the_sums_of_their_entries(starts: list[int]) -> No
     ends = [*starts[1:], x.size]
     found = summation.segment_dots(x, y, starts)
     assert found.tolist() == [summation.dot(x[a:b], y[a:b]) for a, b in zip(starts, ends, strict=True)]
-    compiled = pytest.importorskip("privopt.executors.numba")
-    np.testing.assert_array_equal(compiled.segment_products(x, y, starts), found)
+    compiled = pytest.importorskip("privopt.executors.llvm")
+    backend, where = Vector.build({"x": x})._backend, Block("float32", "cpu", x.size)
+    np.testing.assert_array_equal(compiled.segment_products(backend, x, y, starts, where), found)
 
 
 # ---- torch's sums -----------------------------------------------------------------------------------------
@@ -351,8 +352,8 @@ def test_torch_compile_agrees_with_eager() -> None:
 TRAIN = """
 import sys, numpy as np
 from privopt import Optimizer, Vector, executor
-with executor("numba"):
-    optimizer = Optimizer(0.1, modules=["momentum"])
+with executor("llvm"):
+    optimizer = Optimizer(0.1, modules=["l2-global-clipping", "momentum"])
     weights = Vector.build({"w": np.linspace(-1, 1, 100_000, dtype=np.float32)})
     for step in range(3):
         optimizer.step(weights.copy(), weights)
@@ -373,24 +374,22 @@ def trained(**variables: str) -> str:
 
 
 def test_kernels_are_kept_on_disk_and_mended(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     first = trained(PRIVOPT_CACHE_DIR=str(tmp_path))
     folder = tmp_path / "kernels"
     assert folder.stat().st_mode & 0o077 == 0
-    kept = sorted(folder.glob("k*.py"))
-    assert kept
-    compiled = {p: p.stat().st_mtime_ns for p in (folder / "__pycache__").iterdir()}
-    assert compiled
+    kept = {p: (p.stat().st_ino, p.read_bytes()) for p in folder.iterdir()}
+    assert len(kept) == 2  # the norm and the step
     assert trained(PRIVOPT_CACHE_DIR=str(tmp_path)) == first
-    assert {p: p.stat().st_mtime_ns for p in (folder / "__pycache__").iterdir()} == compiled
-    kept[0].write_text("def kernel(*arguments): raise SystemExit(3)\n")  # a torn or altered file
-    for path in compiled:
-        path.write_bytes(path.read_bytes()[:-10])
+    assert {p: (p.stat().st_ino, p.read_bytes()) for p in folder.iterdir()} == kept
+    for k, (path, (_, data)) in enumerate(kept.items()):  # torn or altered files
+        path.write_bytes([data[:-10], data[:40] + bytes([data[40] ^ 1]) + data[41:]][k])
     assert trained(PRIVOPT_CACHE_DIR=str(tmp_path)) == first
+    assert {p: p.read_bytes() for p in folder.iterdir()} == {p: data for p, (_, data) in kept.items()}
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     folder = tmp_path / "kernels"
     folder.mkdir()
     folder.chmod(0o777)
@@ -406,20 +405,20 @@ def test_the_folder_keeps_a_bounded_number_of_kernels(
     monkeypatch.setattr(kernels, "KEPT", 3)
     folder = kernels.cache_folder()
     for k in range(6):
-        kernels._from_file(folder, f"def kernel():\n    return {k}\n")
-        os.utime(next(p for p in folder.glob("k*.py") if f"return {k}" in p.read_text()), (k, k))
-    left = sorted(p.read_text().split()[-1] for p in folder.glob("k*.py"))
-    assert left == ["3", "4", "5"]
-    assert all(not p.name.startswith(".") for p in folder.iterdir())
+        before = set(folder.iterdir())
+        kernels.compiled(f"; {k}\ndefine void @kernel(ptr %job) {{\n  ret void\n}}\n", "kernel")
+        (new,) = set(folder.iterdir()) - before
+        os.utime(new, (k, k))
+    assert sorted(p.stat().st_mtime for p in folder.iterdir()) == [3, 4, 5]
 
 
 def test_importing_privopt_compiles_nothing() -> None:
-    code = "import sys, privopt; print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    code = "import sys, privopt; print('llvmlite' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    assert done.stdout == "False\n"
 
 
-def test_a_missing_numba_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, COMPILER, lambda: False)
-    with pytest.raises(ImportError, match=r"pip install 'privopt\[fast\]'"), executor("numba"):
+    with pytest.raises(ImportError, match=r"pip install 'privopt\[fast\]'"), executor("llvm"):
         pass

@@ -12,7 +12,7 @@ from privopt.schedules import Exponential
 from tests.contracts import same_state
 
 NAMES = ["embed.weight", "body.weight", "body.bias", "head.weight", "head.bias"]
-EXECUTORS = ["eager", "blocked", "numba"]
+EXECUTORS = ["eager", "blocked", "llvm"]
 
 
 def vector(seed: int, framework: str = "numpy") -> Vector:
