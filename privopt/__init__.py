@@ -3,7 +3,7 @@
 Loads no framework: numpy, torch and the rest are imported when their arrays, models or tools are used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secagg import adaptive as adaptive
 from secagg import averaged as averaged
@@ -35,12 +35,44 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .federation.federation import Federation as Federation
     from .federation.federation import build_federation as build_federation
+else:  # hidden from type checkers, so that a misspelt name is an error to them
+    _LATER = ("Federation", "build_federation")
 
+    __all__ = [
+        "AuxVar",
+        "Group",
+        "Layout",
+        "OptiModule",
+        "Optimizer",
+        "PerTensor",
+        "Regularizer",
+        "Schedule",
+        "Vector",
+        "adaptive",
+        "averaged",
+        "counted",
+        "executor",
+        "list_aggregators",
+        "list_optim_modules",
+        "list_optim_regularizers",
+        "list_rate_schedulers",
+        "local",
+        "public",
+        "same",
+        "set_num_threads",
+        "state",
+        "summed",
+        *_LATER,
+    ]
 
-def __getattr__(name: str) -> Any:
-    """The parts that run a federation are loaded when they are asked for: the core never imports the run."""
-    if name in ("Federation", "build_federation"):
+    def __getattr__(name: str) -> object:
+        # The core never imports the run: what runs a federation is loaded when it is asked for.
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from .federation import federation
 
-        return getattr(federation, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(federation, name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

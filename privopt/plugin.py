@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -129,6 +128,8 @@ class Plugin:
         known = [f.name for f in cls._hyper]
         for key in config:
             if key not in known and key not in cls.aliases:
+                import difflib  # what only an error needs is not loaded by `import privopt`
+
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise TypeError(

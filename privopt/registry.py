@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
 from typing import TYPE_CHECKING, TypeVar
@@ -40,9 +39,10 @@ class Registry:
     _loaded_entry_points = False
 
     def __init__(self, what: str, built_in: str) -> None:
-        """Make an empty table; the module `built_in` is imported before the first look into it."""
+        """Make an empty table; the module `built_in` is imported, all names of it, before it is needed."""
         self.what = what
         self._built_in = built_in
+        self._is_built = False
         self._classes: dict[str, type] = {}
 
     def add(self, cls: _Kind) -> _Kind:
@@ -57,6 +57,9 @@ class Registry:
                 f'Expected {cls.__qualname__} to set `name = "..."` (a {self.what} is found by it), '
                 "or to be declared with register=False."
             )
+        # Another's class must find what is built in, though nothing was looked up yet.
+        if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            self._load_built_in()
         known = self._classes.get(name)
         # A module that is imported again (a notebook cell, importlib.reload) replaces its own class.
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -70,7 +73,7 @@ class Registry:
 
     def table(self) -> dict[str, type]:
         """All classes by name, sorted, installed packages' included."""
-        importlib.import_module(self._built_in)
+        self._load_built_in()
         self._load_entry_points()
         return dict(sorted(self._classes.items()))
 
@@ -84,10 +87,12 @@ class Registry:
         if not isinstance(name, str):
             raise TypeError(f"Expected the name of a {self.what}, got {name!r} ({type(name).__name__}).")
         if name not in self._classes:
-            importlib.import_module(self._built_in)
+            self._load_built_in()
         if name not in self._classes:
             self._load_entry_points()
         if name not in self._classes:
+            import difflib  # what only an error needs is not loaded by `import privopt`
+
             near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             others = [t for t in (OPTI_MODULES, REGULARIZERS, SCHEDULES, AGGREGATORS) if t is not self]
@@ -101,6 +106,13 @@ class Registry:
                 f"`privopt modules` lists them: {', '.join(sorted(self._classes))}."
             )
         return self._classes[name]
+
+    def _load_built_in(self) -> None:
+        if not self._is_built:
+            package = importlib.import_module(self._built_in)
+            for name in getattr(package, "__all__", ()):
+                getattr(package, name)  # loads the names that their package loads later
+            self._is_built = True
 
     @classmethod
     def _load_entry_points(cls) -> None:
