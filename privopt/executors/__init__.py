@@ -208,9 +208,9 @@ def _through_copies(job: Pass) -> list[Array]:
 
 def sum_products(backend: Backend, left: Array, right: Array | None, where: Block) -> float:
     """Inner product of two arrays (of the block's dtype and device), or the sum of one."""
-    compiled = _compiled_sums(backend, where)
+    compiled = _compiled_sums(where)
     if compiled is not None:
-        total: float | None = compiled.sum_products(backend, left, right, where)
+        total: float | None = compiled.sum_products(*_plain(backend, left, right), where)
         if total is not None:
             return total
     if _summed_by_torch(backend, where):
@@ -223,9 +223,11 @@ def segment_products(
     backend: Backend, left: Array, right: Array | None, starts: Sequence[int], where: Block
 ) -> npt.NDArray[np.float64]:
     """The same for each segment."""
-    compiled = _compiled_sums(backend, where)
+    compiled = _compiled_sums(where)
     if compiled is not None:
-        sums: npt.NDArray[np.float64] | None = compiled.segment_products(backend, left, right, starts, where)
+        sums: npt.NDArray[np.float64] | None = compiled.segment_products(
+            *_plain(backend, left, right), starts, where
+        )
         if sums is not None:
             return sums
     if _summed_by_torch(backend, where):
@@ -233,11 +235,18 @@ def segment_products(
     return backend.segment_dots(left, right, starts)
 
 
-def _compiled_sums(backend: Backend, where: Block) -> Any:
+def _plain(backend: Backend, left: Array, right: Array | None) -> tuple[Backend, Array, Array | None]:
+    """The arrays as compiled code can read them: those of jax and tensorflow through numpy, uncopied."""
+    if backend.name in ("numpy", "torch"):
+        return backend, left, right
+    a = backend.to_numpy(left)
+    b = None if right is None else a if right is left else backend.to_numpy(right)
+    return named_backend("numpy"), a, b
+
+
+def _compiled_sums(where: Block) -> Any:
     """The compiled sums, where they apply: they add in the same order as `privopt.summation`."""
     if executor_name() in ("eager", "blocked", "torch") or not _has_llvm():
-        return None
-    if backend.name not in ("numpy", "torch"):
         return None
     if where.dtype not in ("float32", "float64") or where.device != "cpu" or where.size < SMALL:
         return None
