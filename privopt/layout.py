@@ -171,6 +171,16 @@ class Layout:
         return [(np.array(k, np.int64), [self.tensors[i].offset for i in k]) for k in kept]
 
     @functools.cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype of each block."""
+        return tuple(block.dtype for block in self.blocks)
+
+    @functools.cached_property
+    def recordings(self) -> dict[str, Any]:
+        """By framework, what steps over Vectors of this layout recorded: filled by `privopt.recording`."""
+        return {}
+
+    @functools.cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Number of entries of each tensor, in order."""
         return np.array([spec.size for spec in self.tensors], np.int64)

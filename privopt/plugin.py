@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
 from .registry import OPTI_MODULES, REGULARIZERS
@@ -60,6 +60,8 @@ class Plugin:
 
     _hyper: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
     _state: ClassVar[tuple[dataclasses.Field[Any], ...]] = ()
+    _states: ClassVar[tuple[tuple[str, bool], ...]] = ()
+    """Name of each state, and whether it is declared as a Vector."""
     _plain: ClassVar[frozenset[str]] = frozenset()
     """Names of all hyper-parameters and states: what else a plug-in holds, no step may write to."""
 
@@ -79,7 +81,8 @@ class Plugin:
         dataclasses.dataclass(eq=False, repr=False)(cls)
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # a dataclass since the line above
         cls._state = tuple(f for f in fields if _STATE in f.metadata)
-        cls._plain = frozenset(f.name for f in fields)
+        cls._states = tuple((f.name, _is_vector(f)) for f in cls._state)
+        cls._plain = frozenset(f.name for f in fields) | {"_place"}
         cls._hyper = tuple(f for f in fields if _STATE not in f.metadata and f.init)
         for hyper in cls._hyper:
             if hyper.default is dataclasses.MISSING and hyper.default_factory is dataclasses.MISSING:
@@ -175,6 +178,9 @@ class Plugin:
     def on_round_start(self) -> None:
         """Called when a round of training starts, before its first step."""
 
+    def on_roster(self, clients: Sequence[str]) -> None:
+        """Called on the server before the first round, with the ids of all clients that may take part."""
+
     def on_weighting(self, weight: int, largest: int) -> None:
         """Called before the first round, with what a client counts in the mean, and the most that any may."""
 
@@ -190,20 +196,28 @@ class Plugin:
     def on_round_end(self, accepted: bool) -> None:
         """Called when it is known whether the round's result was used (`accepted`) or dropped."""
 
-    def _prepare(self, like: Vector) -> None:
-        """Give unset Vector states the layout of `like`, and restored ones its framework and device."""
-        for field in self._state:
-            value = getattr(self, field.name)
+    def _prepare(self, like: Vector) -> list[str]:
+        """Give unset Vector states the layout of `like`, and restored ones its framework and device.
+
+        Returns the names of the states that have memory of their own now.
+        """
+        made = []
+        for name, is_vector in self._states:
+            value = getattr(self, name)
             if isinstance(value, Vector):
-                if value.framework != like.framework or (
-                    value.layout is not like.layout and value.layout != like.layout
-                ):
+                if value.layout is like.layout and value._backend is like._backend:
+                    continue
+                if value.framework != like.framework or value.layout != like.layout:
                     # Dtypes may differ on purpose (a float64 state of float32 gradients): only the
                     # framework and device follow the gradients.
                     moved = value.to(_with_dtypes_of(like, value))
-                    setattr(self, field.name, moved)
-            elif _is_vector(field) and value is not None:
-                setattr(self, field.name, like.full_like(value))
+                    if moved is not value:
+                        setattr(self, name, moved)
+                        made.append(name)
+            elif is_vector and value is not None:
+                setattr(self, name, like.full_like(value))
+                made.append(name)
+        return made
 
 
 def _verify_state(plugin: Plugin, field: dataclasses.Field[Any], value: Any) -> None:
@@ -359,6 +373,9 @@ class OptiModule(Plugin, register=False):
     needs_raw_gradients: ClassVar[bool] = False
     """A module that is wrong on clipped and noised gradients; private runs refuse it."""
 
+    aux_per_client: ClassVar[bool] = False
+    """Of a client's module: whether the server may share something else with each client, under masks too."""
+
     takes: ClassVar[tuple[str, ...]] = ()
     """What `run` is given beside the gradients: ``weights``, ``raw_gradients``, as its parameters say."""
 
@@ -397,7 +414,9 @@ class OptiModule(Plugin, register=False):
     def collect_aux_var(self) -> AuxVar | Mapping[str, AuxVar] | None:
         """What to share with the counterpart: at the end of a client's round, the start of a server's.
 
-        A server may return one AuxVar for all clients, or one per client id.
+        A server may return one AuxVar for all clients, or one per client id: then for every client that the
+        round asks. Under masks, where clients check that all were told the same, the clients' half must allow
+        it with `aux_per_client`.
         """
         return None
 

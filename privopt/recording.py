@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -22,8 +22,8 @@ __all__ = ["Borrowed", "Recorded", "Tape"]
 
 Dtypes = tuple[str, ...]
 _RESULTS: dict[tuple[Any, ...], Dtypes] = {}
-_PRUNED: dict[tuple[Any, ...], tuple[Program, tuple[int, ...], tuple[int, ...]]] = {}
-_KEPT_PROGRAMS = 4096
+MOST_PLACES = 1 << 16
+"""Places that are kept for a layout: an optimizer whose steps never repeat must not fill the memory."""
 
 
 _new = object.__new__
@@ -53,6 +53,53 @@ class Borrowed(Vector):
         )
 
 
+class _Place:
+    """What was recorded so far. All steps that came the same way stand at the same place.
+
+    An operation that was recorded at this place before is found under its operands, with everything that is
+    known of its result, and what a step computes here is kept: a step like the last costs a few look-ups.
+    Numbers are no part of it.
+    """
+
+    __slots__ = ("after", "before", "dtypes", "instruction", "layout", "node", "passes")
+
+    def __init__(
+        self, before: _Place | None, instruction: Instruction, node: int, dtypes: Dtypes, layout: Layout
+    ) -> None:
+        self.before = before
+        self.instruction = instruction
+        self.node = node
+        self.dtypes = dtypes
+        self.layout = layout
+        self.after: Any = {}
+        self.passes: dict[tuple[int, ...], list[_Part]] = {}
+
+
+class _Start(_Place):
+    """Where a step over one layout in one framework begins."""
+
+    __slots__ = ("layouts", "places")
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(None, (), -1, (), layout)
+        self.layouts: dict[Dtypes, Layout] = {layout.dtypes: layout}
+        self.places = 0
+
+
+class _Over:
+    """Stands where a step's next operations are looked up, once the step is over."""
+
+    def get(self, key: object) -> NoReturn:
+        raise RuntimeError(
+            "Expected a Vector of the present step, got one that an earlier step recorded. "
+            "Declare what outlives a step with state(): `kept: Vector | None = state(None)`."
+        )
+
+
+_Part = tuple[Program, tuple[int, ...], tuple[int, ...]]
+"""One block's program, and which leaves and spreads it reads."""
+
+
 class Tape:
     """The expression of one step, with the arrays and numbers it starts from.
 
@@ -63,37 +110,55 @@ class Tape:
     def __init__(self, like: Vector) -> None:
         self.backend: Backend = like._backend
         self.layout = like.layout
-        self.code: list[Instruction] = []
         self.dtypes: list[Dtypes] = []
         self.scalars: list[float] = []
         self.leaves: list[Vector] = []
         self.spreads: list[PerTensor] = []
-        self.open = True
-        self._layouts: dict[Dtypes, Layout] = {tuple(b.dtype for b in like.layout.blocks): like.layout}
+        starts = like.layout.recordings
+        start = starts.get(self.backend.name)
+        if start is None or start.places > MOST_PLACES:
+            start = starts[self.backend.name] = _Start(like.layout)
+        self._start: _Start = start
+        self._place: _Place = start
         self._known: dict[int, int] = {}
+        self._memory: dict[int, Vector] = {}
         self._sums: dict[tuple[int, int | None, Layout | None], Any] = {}
+
+    def close(self) -> None:
+        """The step is over: nothing can be recorded any more."""
+        self._place = _Place(None, (), -1, (), self.layout)
+        self._place.after = _Over()
+
+    def verify_open(self) -> None:
+        """Raise RuntimeError if the step is over."""
+        self._place.after.get(None)
 
     # ---- nodes -----------------------------------------------------------------------------------------
 
     def emit(self, instruction: Instruction, dtypes: Dtypes) -> int:
         """Add a node."""
-        if not self.open:
-            raise RuntimeError(
-                "Expected a Vector of the present step, got one that an earlier step recorded. "
-                "Declare what outlives a step with state(): `kept: Vector | None = state(None)`."
-            )
-        self.code.append(instruction)
+        place = self._place.after.get((instruction, dtypes))
+        if place is None:
+            place = self.new_place((instruction, dtypes), instruction, dtypes)
+        self._place = place
         self.dtypes.append(dtypes)
-        return len(self.code) - 1
+        return int(place.node)
+
+    def new_place(self, key: object, instruction: Instruction, dtypes: Dtypes) -> _Place:
+        """What follows from here by an operation that was not recorded here before."""
+        place = _Place(self._place, instruction, self._place.node + 1, dtypes, self.layout_of(dtypes))
+        self._place.after[key] = place
+        self._start.places += 1
+        return place
 
     def leaf(self, vector: Vector) -> int:
         """The node of a Vector in memory; the same one each time."""
         node = self._known.get(id(vector))
         if node is None:
             self.leaves.append(vector)  # keeps it alive, so that its id stays its own
-            dtypes = tuple(b.dtype for b in vector.layout.blocks)
-            node = self._known[id(vector)] = self.emit(("leaf", len(self.leaves) - 1), dtypes)
-            self._layouts.setdefault(dtypes, vector.layout)
+            self._start.layouts.setdefault(vector.layout.dtypes, vector.layout)
+            node = self._known[id(vector)] = self.emit(("leaf", len(self.leaves) - 1), vector.layout.dtypes)
+            self._memory[node] = vector
         return node
 
     def recorded(self, node: int) -> Recorded:
@@ -103,17 +168,16 @@ class Tape:
         vector._node = node
         vector._out = None
         vector._backend = self.backend
-        layout = self._layouts.get(self.dtypes[node])
-        vector.layout = self.layout_of(node) if layout is None else layout
+        vector.layout = self.layout_of(self.dtypes[node])
         return vector
 
-    def layout_of(self, node: int) -> Layout:
-        """The model's layout with a node's dtypes."""
-        dtypes = self.dtypes[node]
-        found = self._layouts.get(dtypes)
+    def layout_of(self, dtypes: Dtypes) -> Layout:
+        """The model's layout with other dtypes."""
+        layouts = self._start.layouts
+        found = layouts.get(dtypes)
         if found is None:
             devices = [b.device for b in self.layout.blocks]
-            found = self._layouts[dtypes] = self.layout.with_blocks(dtypes, devices)
+            found = layouts[dtypes] = self.layout.with_blocks(dtypes, devices)
         return found
 
     def number(self, value: float) -> int:
@@ -123,54 +187,50 @@ class Tape:
 
     # ---- values ----------------------------------------------------------------------------------------
 
-    def evaluate(self, nodes: Sequence[int], targets: Sequence[Vector | None]) -> list[Vector]:
+    def evaluate(self, nodes: tuple[int, ...], targets: Sequence[Vector | None]) -> list[Vector]:
         """Compute nodes in one pass, into the targets' memory where there is one of the same dtypes."""
-        found: list[list[Array]] = [[] for _ in nodes]
-        for block in range(len(self.layout.blocks)):
-            program, leaves, spreads = self._program(tuple(nodes), block)
+        parts = self._place.passes.get(nodes)
+        if parts is None:
+            parts = self._place.passes[nodes] = self._pruned(nodes)
+        found: list[list[Array]] = []
+        for block, ((program, leaves, spreads), where) in enumerate(
+            zip(parts, self.layout.blocks, strict=True)
+        ):
             arrays = [self.leaves[k].buffers[block] for k in leaves]
             into = [None if t is None else t.buffers[block] for t in targets]
-            points, bounds = self._points(spreads, block)
-            where = self.layout.blocks[block]
-            results = run(
-                Pass(
-                    self.backend,
-                    program,
-                    arrays,
-                    self.scalars,
-                    points,
-                    bounds,
-                    into,
-                    where.size,
-                    where.device,
-                )
+            points, bounds = self._points(spreads, block) if spreads else ([], None)
+            job = Pass(
+                self.backend, program, arrays, self.scalars, points, bounds, into, where.size, where.device
             )
-            for column, array in zip(found, results, strict=True):
-                column.append(array)
+            found.append(run(job))
         vectors = []
-        for node, target, buffers in zip(nodes, targets, found, strict=True):
+        for k, (node, target) in enumerate(zip(nodes, targets, strict=True)):
+            buffers = tuple([arrays[k] for arrays in found])
             if target is None:
-                vectors.append(Vector(self.layout_of(node), buffers, self.backend))
+                vectors.append(Vector(self.layout_of(self.dtypes[node]), buffers, self.backend))
             else:
-                target.buffers = tuple(buffers)
+                target.buffers = buffers
                 vectors.append(target)
         return vectors
 
-    def _program(
-        self, nodes: tuple[int, ...], block: int
-    ) -> tuple[Program, tuple[int, ...], tuple[int, ...]]:
-        key = (tuple(self.code), tuple(self.dtypes), nodes, block)
-        found = _PRUNED.get(key)
-        if found is None:
-            if len(_PRUNED) >= _KEPT_PROGRAMS:
-                _PRUNED.clear()  # a program whose shape changes in every step must not fill the memory
-            found = _PRUNED[key] = pruned(self.code, [d[block] for d in self.dtypes], nodes)
-        return found
+    def _pruned(self, nodes: tuple[int, ...]) -> list[_Part]:
+        """What the nodes need, block by block."""
+        way: list[_Place] = []
+        place = self._place
+        while place.before is not None:
+            way.append(place)
+            place = place.before
+        code: list[Instruction] = []
+        for place in reversed(way):
+            if place.instruction[0] == "becomes":
+                code[int(place.instruction[1])] = ("leaf", place.instruction[2])
+            else:
+                code.append(place.instruction)
+        blocks = range(len(self.layout.blocks))
+        return [pruned(code, [dtypes[block] for dtypes in self.dtypes], nodes) for block in blocks]
 
     def _points(self, spreads: Sequence[int], block: int) -> tuple[list[Any], Any]:
         """Numbers per segment (all for the same segments) and the segments' bounds."""
-        if not spreads:
-            return [], None
         chosen = [self.spreads[k] for k in spreads]
         layout = max((p.layout for p in chosen), key=len)
         _, starts = layout.places(block)
@@ -215,13 +275,17 @@ class Tape:
 
     def _in_memory(self, node: int) -> Vector:
         """A node's values; what was computed here is a leaf from now on."""
-        op, *operands = self.code[node]
-        if op != "leaf":
-            vector = self.evaluate([node], [None])[0]
+        vector = self._memory.get(node)
+        if vector is None:
+            vector = self._memory[node] = self.evaluate((node,), (None,))[0]
             self.leaves.append(vector)
-            self.code[node] = ("leaf", len(self.leaves) - 1)
-            return vector
-        return self.leaves[int(operands[0])]
+            key = ("becomes", node, len(self.leaves) - 1)
+            place = self._place.after.get(key)
+            if place is None:
+                place = self.new_place(key, key, self.dtypes[node])
+                place.node -= 1  # no new node
+            self._place = place
+        return vector
 
 
 def _result(tape: Tape, op: str, kinds: tuple[Any, ...]) -> str:
@@ -257,13 +321,12 @@ class Recorded(Vector):
     def buffers(self) -> tuple[Array, ...]:
         """The arrays, in memory of this Vector's own."""
         if self._out is None:
-            if not self._tape.open:
-                self._tape.emit((), ())  # raises
-            op, *operands = self._tape.code[self._node]
-            if op == "leaf":
-                self._out = Vector.copy(self._tape.leaves[int(operands[0])])
+            self._tape.verify_open()
+            leaf = self._tape._memory.get(self._node)
+            if leaf is None:
+                self._out = self._tape.evaluate((self._node,), (None,))[0]
             else:
-                self._out = self._tape.evaluate([self._node], [None])[0]
+                self._out = Vector.copy(leaf)
         return self._out.buffers
 
     @buffers.setter
@@ -289,7 +352,7 @@ class Recorded(Vector):
         if kind is Recorded:
             if other._tape is not tape:  # type: ignore[attr-defined]  # a Recorded
                 tape_of_other: Tape = other._tape  # type: ignore[attr-defined]
-                tape_of_other.emit((), ())  # raises where that step is over
+                tape_of_other.verify_open()
                 raise RuntimeError("Expected Vectors of one step, got Vectors of two.")
             if other.layout is not self.layout:  # type: ignore[attr-defined]
                 self._verify(other)  # type: ignore[arg-type]
@@ -332,21 +395,43 @@ class Recorded(Vector):
         if kind is float or kind is int:
             tape.scalars.append(other)  # type: ignore[arg-type]  # as its class says
             right = -len(tape.scalars)
+        elif kind is Recorded and other._tape is tape and other.layout is self.layout:  # type: ignore[attr-defined]
+            right, kind = other._node if other._out is None else other.use(), None  # type: ignore[attr-defined]
         else:
             operand = self._operand(other)
             if operand is None:
                 return NotImplemented  # type: ignore[no-any-return]
             right, kind = operand
+            if right >= 0:
+                kind = None
+        key = (operation, node, right, kind, swap)
+        place = tape._place.after.get(key)
+        if place is None:
+            place = self._new_binary(key)
+        tape._place = place
+        tape.dtypes.append(place.dtypes)
+        result = _new(Recorded)
+        result._tape = tape
+        result._node = place.node
+        result._out = None
+        result._backend = self._backend
+        result.layout = place.layout
+        return result
+
+    def _new_binary(self, key: tuple[str, int, int, Any, bool]) -> _Place:
+        operation, node, right, kind, swap = key
+        tape = self._tape
         own = tape.dtypes[node]
-        key = (tape.backend.name, operation, own, kind, swap)
-        dtypes = _RESULTS.get(key)
+        if kind is None:
+            kind = tape.dtypes[right]
+        known = (tape.backend.name, operation, own, kind, swap)
+        dtypes = _RESULTS.get(known)
         if dtypes is None:
             others = kind if isinstance(kind, tuple) else (kind,) * len(own)
             pairs = [(b, a) if swap else (a, b) for a, b in zip(own, others, strict=True)]
-            dtypes = _RESULTS[key] = tuple(_result(tape, operation, pair) for pair in pairs)
-        return tape.recorded(
-            tape.emit((operation, right, node) if swap else (operation, node, right), dtypes)
-        )
+            dtypes = _RESULTS[known] = tuple(_result(tape, operation, pair) for pair in pairs)
+        instruction = (operation, right, node) if swap else (operation, node, right)
+        return tape.new_place(key, instruction, dtypes)
 
     def _unary(self, operation: str) -> Vector:
         tape, node = self._tape, self.use()
@@ -387,9 +472,7 @@ class Recorded(Vector):
     def full_like(self, value: Scalar) -> Vector:
         """See `Vector.full_like`."""
         tape = self._tape
-        return tape.recorded(
-            tape.emit(("fill", tape.number(value)), tuple(b.dtype for b in self.layout.blocks))
-        )
+        return tape.recorded(tape.emit(("fill", tape.number(value)), self.layout.dtypes))
 
     def copy(self) -> Vector:
         """The same values; a Vector in a step is never changed through another."""
@@ -421,7 +504,7 @@ class Recorded(Vector):
     def _become(self, result: Vector) -> None:
         """Take over values, in this Vector's dtypes."""
         assert isinstance(result, Recorded)  # noqa: S101 - operations on a Recorded record
-        dtypes = tuple(b.dtype for b in self.layout.blocks)
+        dtypes = self.layout.dtypes
         node = result.use()
         if self._tape.dtypes[node] != dtypes:
             node = self._tape.emit(("cast", node), dtypes)
@@ -429,7 +512,7 @@ class Recorded(Vector):
             self._node = node
         else:
             # Views of its memory are about: they see the change, as they would outside a step.
-            source = self._tape.evaluate([node], [None])[0]
+            source = self._tape.evaluate((node,), (None,))[0]
             self._out._write(source.buffers)
 
     # ---- reductions ------------------------------------------------------------------------------------

@@ -71,16 +71,15 @@ class Step:
                 if (vectors := _vectors_in(value))
             }
         for position, plugin in enumerate(self._plugins):
+            made = plugin._prepare(gradients)
             attributes = plugin.__dict__
-            before = [attributes.get(field.name) for field in plugin._state]
-            plugin._prepare(gradients)
-            for field, old in zip(plugin._state, before, strict=True):
-                value = attributes.get(field.name)
+            for name, _ in plugin._states:
+                value = attributes.get(name)
                 if isinstance(value, Vector):
-                    if value is not old:
-                        self._owned[position, field.name] = value  # made by `_prepare` a moment ago
-                    self._start[position, field.name] = value
-                    attributes[field.name] = self._bound(value)
+                    if name in made:
+                        self._owned[position, name] = value
+                    self._start[position, name] = value
+                    attributes[name] = self._bound(value)
 
     def settle(self, updates: Vector, *, in_place: bool) -> tuple[Callable[[], None], list[Vector]]:
         """Check what the plug-ins left behind; returns the one call that changes memory, and its result.
@@ -107,14 +106,14 @@ class Step:
         found = {}
         for position, plugin in enumerate(self._plugins):
             attributes = plugin.__dict__
-            for field in plugin._state:
-                value = attributes.get(field.name)
+            for name, _ in plugin._states:
+                value = attributes.get(name)
                 if isinstance(value, Vector):
-                    self._verify_state(plugin, field.name, value)
-                    found[position, field.name] = value
+                    self._verify_state(plugin, name, value)
+                    found[position, name] = value
                 elif isinstance(value, PerTensor):
                     raise TypeError(
-                        f"Expected a plain number in state {field.name!r} of {plugin.name!r}, got a "
+                        f"Expected a plain number in state {name!r} of {plugin.name!r}, got a "
                         "PerTensor: a hyper-parameter that it depends on cannot differ between groups."
                     )
             for name in attributes.keys() - plugin._plain:
@@ -163,8 +162,8 @@ class Step:
         result: list[Vector] = []
 
         def commit() -> None:
-            written = tape.evaluate(nodes, targets)
-            tape.open = False
+            written = tape.evaluate(tuple(nodes), targets)
+            tape.close()
             if weights is not None and written[0] is not weights:
                 weights.assign(written[0])
             result.append(written[0] if weights is None else weights)
@@ -220,13 +219,13 @@ def _node(tape: Tape, value: Vector) -> int:
     if not isinstance(value, Recorded):
         return tape.leaf(value)
     if value._tape is not tape:
-        value._tape.emit((), ())  # raises: that step is over
+        value._tape.verify_open()  # raises: that step is over
     return value.use()
 
 
 def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
     """The target, if a node's values can be written into it as they are."""
-    if target is None or tuple(b.dtype for b in target.layout.blocks) != tape.dtypes[node]:
+    if target is None or target.layout.dtypes != tape.dtypes[node]:
         return None
     return target
 

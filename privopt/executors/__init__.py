@@ -117,46 +117,30 @@ def run(job: Pass) -> list[Array]:
         if name in ("exact", "eager", "blocked"):
             return blocked.interpret(job, 0, job.size)
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    if job.backend.name == "torch":
-        return _run_torch(job, name)
+    on_cpu = job.device == "cpu"
+    if on_cpu and job.program.compilable and name in ("auto", "exact", "llvm") and _has_llvm():
+        compiled: list[Array] | None = _loaded("llvm").run(job)
+        if compiled is not None:
+            return compiled
     if _overlaps(job):
         return _through_copies(job)
-    return _run_numpy(job, name)
-
-
-def _run_numpy(job: Pass, name: str) -> list[Array]:
-    return _compiled(job, name) or blocked.run(job)
-
-
-def _compiled(job: Pass, name: str) -> list[Array] | None:
-    """The results of compiled code, where there is a compiler for this program and these arrays."""
-    if name in ("blocked", "eager") or not job.program.compilable or not _has_llvm():
-        return None
-    done: list[Array] | None = _loaded("llvm").run(job)
-    return done
-
-
-def _run_torch(job: Pass, name: str) -> list[Array]:
-    on_cpu = job.device == "cpu"
-    overlaps = _overlaps(job)
+    if job.backend.name == "numpy":
+        return blocked.run(job)
     if name == "torch" or (name == "auto" and not (on_cpu and _has_llvm())):
-        done: list[Array] | None = None if overlaps else _loaded("torch_fused").run(job)
-        if done is not None:
-            return done
+        fused: list[Array] | None = _loaded("torch_fused").run(job)
+        if fused is not None:
+            return fused
     if name == "traced" or (not on_cpu and name not in ("exact", "eager", "blocked")):
         return _loaded("traced").run(job)  # type: ignore[no-any-return]
-    if overlaps or not on_cpu:
+    if not on_cpu:
         return _through_copies(job)
     if not job.program.compilable:
         # torch's own operations: numpy would round these differently in the last bit.
         return blocked.run(job)
-    results = _compiled(job, name)
-    if results is None:
-        import torch
+    import torch
 
-        pairs = zip(job.into, blocked.run(_as_numpy(job)), strict=True)
-        results = [torch.from_numpy(array) if target is None else target for target, array in pairs]
-    return results
+    pairs = zip(job.into, blocked.run(_as_numpy(job)), strict=True)
+    return [torch.from_numpy(array) if target is None else target for target, array in pairs]
 
 
 def _as_numpy(job: Pass) -> Pass:

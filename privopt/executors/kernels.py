@@ -8,30 +8,40 @@ another folder; empty, it turns the disk off.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import secrets
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import llvmlite.binding as llvm
 
-__all__ = ["KEPT", "cache_folder", "compiled"]
+__all__ = ["KEPT", "Kernel", "cache_folder", "compiled"]
 
 KEPT = 256
 """Most kernels that stay on disk; the least recently used go first."""
 
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _lock = threading.RLock()
 _engines: list[Any] = []
 """What owns the machine code: it lives as long as the process, since addresses of it are handed out."""
 
 
-def compiled(text: str, *names: str) -> tuple[int, ...]:
-    """The addresses of the functions that a text defines.
+class Kernel(NamedTuple):
+    """Machine code that takes one pointer and returns nothing."""
+
+    address: int
+    call: Callable[[Any], None]
+
+
+def compiled(text: str, *names: str) -> tuple[Kernel, ...]:
+    """The functions that a text defines.
 
     Args:
         text: A module in LLVM's language.
@@ -42,7 +52,8 @@ def compiled(text: str, *names: str) -> tuple[int, ...]:
     """
     with _lock:
         engine = _engine(text)
-        return tuple(int(engine.get_function_address(name)) for name in names)
+        addresses = [int(engine.get_function_address(name)) for name in names]
+        return tuple(Kernel(address, _FUNCTION(address)) for address in addresses)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -84,9 +95,8 @@ def _compiler() -> str:
     """What machine code depends on beside the text."""
     machine = _machine()
     version = ".".join(map(str, llvm.llvm_version_info))
-    return f"{llvmlite.__version__} {version} {machine.triple} {llvm.get_host_cpu_name()} " + (
-        llvm.get_host_cpu_features().flatten()
-    )
+    processor = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    return f"{llvmlite.__version__} {version} {machine.triple} {processor}"
 
 
 def _name(text: str) -> str:

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ..backends import Backend
 from ..expression import Program
 from ..layout import Block
 from ..summation import CHUNK, LANES
-from .kernels import compiled
+from .kernels import Kernel, compiled
 from .passes import Pass
 from .threads import together
 
@@ -37,62 +36,85 @@ CHUNKS = 16
 # ---- passes -----------------------------------------------------------------------------------------------
 
 
-def run(job: Pass) -> list[Array] | None:
+def run(job: Pass) -> list[Any] | None:
     """Compute the outputs into their targets (new arrays where there is none).
 
-    Returns None, and has done nothing, where an array's memory is not plain: spread out, or not aligned.
+    Returns None, and has done nothing, where memory is not plain: an array's entries lie apart, or a target
+    lies across another array.
     """
-    program, backend = job.program, job.backend
-    targets = [
-        _empty(backend, job.size, program.dtypes[node]) if target is None else target
-        for node, target in zip(program.outputs, job.into, strict=True)
-    ]
-    leaves = [id(array) for array in job.arrays]
-    shared = tuple(leaves.index(id(t)) if id(t) in leaves else -1 for t in targets)
-    arrays = [*job.arrays, *(t for t, k in zip(targets, shared, strict=True) if k < 0)]
-    addresses = [_address(backend, array) for array in arrays]
-    if None in addresses:
-        return None
-    kernel = program.kernels.get(shared)
+    program = job.program
+    by_numpy = job.backend.name == "numpy"
+    arrays = list(job.arrays)
+    targets: list[Any] = []
+    shared = []
+    for node, target in zip(program.outputs, job.into, strict=True):
+        if target is None:
+            # Numpy asks the system for large pages, which torch does not.
+            target = np.empty(job.size, program.dtypes[node])
+            target = target if by_numpy else torch_of(target)
+        place = next((k for k, array in enumerate(job.arrays) if array is target), -1)
+        shared.append(place)
+        if place < 0:
+            arrays.append(target)
+        targets.append(target)
+    addresses = [_address(array, by_numpy) for array in arrays]
+    kernels = program.kernels
+    if addresses != kernels.get("plain"):
+        if not _plain(arrays, addresses, len(job.arrays), shared):
+            return None
+        kernels["plain"] = addresses
+    overwritten = tuple(shared)
+    kernel = kernels.get(overwritten)
     if kernel is None:
-        kernel = program.kernels[shared] = compiled(source(program, shared), "kernel")[0]
+        (kernel,) = kernels[overwritten] = compiled(source(program, overwritten), "kernel")
+    else:
+        (kernel,) = kernel
     numbers = (ctypes.c_double * len(job.scalars))(*job.scalars)
-    bounds = points = None
-    segments = 0
+    segments = bounds = points = 0
     if program.segmented:
-        bounds, points = job.bounds, np.ascontiguousarray(job.points, np.float64)
-        segments = len(bounds) - 1
-    pieces = -(-job.size // PIECE)
+        rows = np.array(job.points, np.float64)
+        segments, bounds, points = len(job.bounds) - 1, job.bounds.ctypes.data, rows.ctypes.data
     together(
         kernel,
         (ctypes.c_int64 * (_ARRAYS + len(addresses)))(
-            0,
-            job.size,
-            PIECE,
-            ctypes.addressof(numbers),
-            0 if bounds is None else bounds.ctypes.data,
-            0 if points is None else points.ctypes.data,
-            segments,
-            *addresses,  # type: ignore[arg-type]  # no None among them: see above
+            0, job.size, PIECE, ctypes.addressof(numbers), bounds, points, segments, *addresses
         ),
-        pieces,
+        -(-job.size // PIECE),
     )
     return targets
 
 
-def _empty(backend: Backend, size: int, dtype: str) -> Any:
-    # Numpy asks the system for large pages, which torch does not: 1.2 times as fast at 10 M entries.
-    array = np.empty(size, dtype)
-    return array if backend.name == "numpy" else sys.modules["torch"].from_numpy(array)
+def torch_of(array: Array) -> Any:
+    """A torch tensor in an array's memory."""
+    return sys.modules["torch"].from_numpy(array)
 
 
-def _address(backend: Backend, array: Any) -> int | None:
-    """Where an array's entries lie; None if not one after the other, each at a multiple of its size."""
-    if backend.name == "numpy":
+def _address(array: Any, by_numpy: bool) -> int:
+    """Where an array's entries lie; 0 if not one after the other, each at a multiple of its size."""
+    if by_numpy:
         plain, address, size = array.flags.c_contiguous, array.ctypes.data, array.itemsize
     else:
         plain, address, size = array.is_contiguous(), array.data_ptr(), array.element_size()
-    return address if plain and address % size == 0 else None
+    return int(address) if plain and address % size == 0 else 0
+
+
+def _plain(arrays: Sequence[Any], addresses: Sequence[int], leaves: int, shared: Sequence[int]) -> bool:
+    """Whether no array lies apart and no target lies across another array.
+
+    An array may lie exactly where another does: in each turn all entries are read before any is written.
+    """
+    if 0 in addresses:
+        return False
+    spans = [(a, a + x.shape[0] * x.dtype.itemsize) for a, x in zip(addresses, arrays, strict=True)]
+    written = {*range(leaves, len(arrays)), *(k for k in shared if k >= 0)}
+    if len({addresses[k] for k in written}) < len(shared):
+        return False  # two outputs in one place
+    return not any(
+        spans[k][0] < stop and start < spans[k][1]
+        for k in written
+        for start, stop in spans
+        if start != spans[k][0]
+    )
 
 
 # ---- sums -------------------------------------------------------------------------------------------------
@@ -103,28 +125,31 @@ def sum_products(backend: Backend, left: Any, right: Any | None, where: Block) -
 
     Returns None where an array's memory is not plain.
     """
-    sums = _sums(backend, left, right, where, _chunks(where.size))
-    return None if sums is None else float(sums[0])
+    total = ctypes.c_double()
+    done = _sum(backend, left, right, where, _chunks(where.size), ctypes.addressof(total))
+    return total.value if done else None
 
 
 def segment_products(
     backend: Backend, left: Any, right: Any | None, starts: Sequence[int], where: Block
 ) -> npt.NDArray[np.float64] | None:
     """The same for each segment that begins at `starts`."""
-    return _sums(backend, left, right, where, _chunks_of_segments(tuple(starts), where.size))
+    sums = np.empty(len(starts))
+    chunks = _chunks_of_segments(tuple(starts), where.size)
+    return sums if _sum(backend, left, right, where, chunks, sums.ctypes.data) else None
 
 
-@dataclass(frozen=True, slots=True)
 class _Chunks:
-    """Where chunks begin and end, and how many each segment has."""
+    """Where the chunks of a sum begin and end, and how many each segment has; with what C wants to know."""
 
-    starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-    @property
-    def number(self) -> int:
-        return len(self.starts)
+    def __init__(
+        self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    ) -> None:
+        self._kept = starts, ends, counts
+        self.number = len(starts)
+        self.segments = len(counts)
+        self.addresses = [int(array.ctypes.data) for array in self._kept]
+        self.parts = ctypes.c_double * len(starts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -142,31 +167,26 @@ def _chunks_of_segments(starts: tuple[int, ...], size: int) -> _Chunks:
     return _Chunks(begins, np.minimum(begins + CHUNK, np.repeat(bounds[1:], counts)), counts)
 
 
-def _sums(
-    backend: Backend, left: Any, right: Any | None, where: Block, chunks: _Chunks
-) -> npt.NDArray[np.float64] | None:
-    one = _address(backend, left)
-    other = one if right is None or right is left else _address(backend, right)
-    if one is None or other is None:
-        return None
+def _sum(backend: Backend, left: Any, right: Any | None, where: Block, chunks: _Chunks, sums: int) -> bool:
+    """Write the sum of each segment to an address."""
+    by_numpy = backend.name == "numpy"
+    one = _address(left, by_numpy)
+    other = one if right is None or right is left else _address(right, by_numpy)
+    if not (one and other):
+        return False
     kind = "none" if right is None else "square" if right is left else "product"
-    kernel, in_order = _sums_kernel(where.dtype, kind)
-    parts, sums = np.empty(chunks.number), np.empty(len(chunks.counts))
-    together(
-        kernel,
-        (ctypes.c_int64 * 8)(
-            0, chunks.number, CHUNKS, chunks.starts.ctypes.data, chunks.ends.ctypes.data, parts.ctypes.data,
-            one, other,
-        ),
-        -(-chunks.number // CHUNKS),
-    )  # fmt: skip
-    job = (ctypes.c_int64 * 4)(len(sums), parts.ctypes.data, chunks.counts.ctypes.data, sums.ctypes.data)
-    together(in_order, job, 1)
-    return sums
+    kernel, in_order = _sums_kernels(where.dtype, kind)
+    parts = chunks.parts()
+    starts, ends, counts = chunks.addresses
+    place = ctypes.addressof(parts)
+    job = (ctypes.c_int64 * 8)(0, chunks.number, CHUNKS, starts, ends, place, one, other)
+    together(kernel, job, -(-chunks.number // CHUNKS))
+    in_order.call((ctypes.c_int64 * 4)(chunks.segments, place, counts, sums))
+    return True
 
 
 @functools.cache
-def _sums_kernel(dtype: str, kind: str) -> tuple[int, int]:
+def _sums_kernels(dtype: str, kind: str) -> tuple[Kernel, Kernel]:
     kernel, in_order = compiled(sums_source(dtype, kind) + IN_ORDER, "sums", "in_order")
     return kernel, in_order
 
@@ -489,7 +509,6 @@ def sums_source(dtype: str, kind: str) -> str:
     """
     lanes, entry = f"<{LANES} x double>", _TYPES[dtype]
     row, size = f"<{LANES} x {entry}>", _BYTES[dtype]
-    intrinsic = f"@llvm.masked.load.v{LANES}{'f32' if dtype == 'float32' else 'f64'}.p0"
     sides = ("left", "right") if kind == "product" else ("left",)
     lines = [
         "define void @sums(ptr %job) {",
@@ -497,6 +516,7 @@ def sums_source(dtype: str, kind: str) -> str:
         *_fields(("chunks", "i64", _CHUNKS), ("piece", "i64", _TAKEN), ("starts", "ptr", _STARTS)),
         *_fields(("ends", "ptr", _ENDS), ("parts", "ptr", _PARTS)),
         *_fields(*((side, "ptr", _LEFT if side == "left" else _RIGHT) for side in sides)),
+        *(f"  %{side}.filled = alloca {row}, align 64" for side in sides),
         "  br label %take",
         "take:",
         "  %first = atomicrmw add ptr %job, i64 %piece monotonic",
@@ -540,23 +560,30 @@ def sums_source(dtype: str, kind: str) -> str:
         "  %any = icmp sgt i64 %left.over, 0",
         "  br i1 %any, label %short.row, label %fold",
         "short.row:",
-        f"  %count.one = insertelement <{LANES} x i64> poison, i64 %left.over, i32 0",
-        f"  %count = shufflevector <{LANES} x i64> %count.one, <{LANES} x i64> poison, "
-        f"<{LANES} x i32> zeroinitializer",
-        f"  %mask = icmp slt <{LANES} x i64> <{', '.join(f'i64 {k}' for k in range(LANES))}>, %count",
+        *(f"  store {row} zeroinitializer, ptr %{side}.filled, align {size}" for side in sides),
+        "  br label %fill",
+        "fill:",
+        "  %k = phi i64 [ 0, %short.row ], [ %k.then, %filling ]",
+        "  %more = icmp slt i64 %k, %left.over",
+        "  br i1 %more, label %filling, label %filled",
+        "filling:",
+        "  %place = add i64 %i, %k",
     ]
     for side in sides:
         lines += [
-            f"  %{side}.end = getelementptr {entry}, ptr %{side}, i64 %i",
-            f"  %{side}.rest = call {row} {intrinsic}(ptr align {size} %{side}.end, "
-            f"<{LANES} x i1> %mask, {row} zeroinitializer)",
+            f"  %{side}.from = getelementptr {entry}, ptr %{side}, i64 %place",
+            f"  %{side}.entry = load {entry}, ptr %{side}.from, align {size}",
+            f"  %{side}.to = getelementptr {entry}, ptr %{side}.filled, i64 %k",
+            f"  store {entry} %{side}.entry, ptr %{side}.to, align {size}",
         ]
+    lines += ["  %k.then = add i64 %k, 1", "  br label %fill", "filled:"]
+    lines += [f"  %{side}.rest = load {row}, ptr %{side}.filled, align {size}" for side in sides]
     lines += _terms(kind, dtype, "rest")
     lines += [
         f"  %sum.rest = fadd {lanes} %sum, %term.rest",
         "  br label %fold",
         "fold:",
-        f"  %fold{LANES} = phi {lanes} [ %sum, %rest ], [ %sum.rest, %short.row ]",
+        f"  %fold{LANES} = phi {lanes} [ %sum, %rest ], [ %sum.rest, %filled ]",
         "  br label %folding",
         "folding:",
     ]
@@ -582,7 +609,6 @@ def sums_source(dtype: str, kind: str) -> str:
         "done:",
         "  ret void",
         "}",
-        f"declare {row} {intrinsic}(ptr, <{LANES} x i1>, {row})",
     ]
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ from ..expression import Program
 __all__ = ["Pass"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pass:
     """A program and what it runs on, for one block of a layout.
 

@@ -1,9 +1,9 @@
 """A few threads that run parts of one pass: compiled and numpy code releases the interpreter's lock.
 
 Machine code runs in the threads of OpenMP where torch has brought them: they stay awake for a while after
-each of torch's operations, so other threads would have to share the processor with them. Where there are none,
-and for numpy's operations, it is a few threads of our own. Not `concurrent.futures`: a pass over a small model
-takes less time than a future does.
+each of torch's operations, so other threads would have to share the processor with them. Otherwise, and for
+numpy's operations, a few threads of our own do it. Not `concurrent.futures`: a pass over a small model takes
+less time than a future does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
 
 __all__ = ["in_parallel", "num_threads", "set_num_threads", "together"]
 
@@ -31,14 +34,23 @@ def num_threads() -> int:
     """Threads that a pass uses: `set_num_threads`, ``PRIVOPT_THREADS``, torch's, or the process's cores."""
     if _chosen is not None:
         return _chosen
-    named = os.environ.get("PRIVOPT_THREADS")
-    if named:
-        if not (named.isdecimal() and 0 < int(named) <= MOST):
-            raise ValueError(f"Expected PRIVOPT_THREADS to be a number from 1 to {MOST}, got {named!r}.")
-        return set_num_threads(int(named))
+    named = _named()
+    if named is not None:
+        return set_num_threads(named)
     # Whoever tells torch to use fewer threads (in a worker process, say) means us too.
     threads = getattr(sys.modules.get("torch"), "get_num_threads", _cores)()
     return int(threads)
+
+
+@functools.cache
+def _named() -> int | None:
+    """What the environment asks for, read once."""
+    named = os.environ.get("PRIVOPT_THREADS")
+    if not named:
+        return None
+    if not (named.isdecimal() and 0 < int(named) <= MOST):
+        raise ValueError(f"Expected PRIVOPT_THREADS to be a number from 1 to {MOST}, got {named!r}.")
+    return int(named)
 
 
 @functools.cache
@@ -100,33 +112,27 @@ def in_parallel(work: Work, size: int, step: int) -> None:
         raise errors[0]
 
 
-Code = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_functions: dict[int, Any] = {}
 _openmp: Any = None
 _forked = False
 
 
-def together(address: int, job: Any, pieces: int) -> None:
+def together(kernel: Kernel, job: Any, pieces: int) -> None:
     """Run machine code on one job by several threads.
 
     Args:
-        address: Of a function of C that takes the job and returns when no piece of it is left to take.
+        kernel: A function that takes the job and returns when no piece of it is left to take.
         job: A ctypes array.
         pieces: How many there are to take.
     """
-    threads = min(num_threads(), pieces)
-    if threads > 1:
-        parallel = _parallel()
-        if parallel is not None:
-            parallel(address, job, threads, 0)
-            return
-    function = _functions.get(address)
-    if function is None:
-        function = _functions[address] = Code(address)
+    threads = min(num_threads(), pieces) if pieces > 1 else 1
     if threads <= 1:
-        function(job)
+        kernel.call(job)
+        return
+    parallel = _parallel()
+    if parallel is not None:
+        parallel(kernel.address, job, threads, 0)
     else:
-        in_parallel(lambda start, stop: function(job), threads, 1)
+        in_parallel(lambda start, stop: kernel.call(job), threads, 1)
 
 
 def _parallel() -> Any:
