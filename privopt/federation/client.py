@@ -22,6 +22,7 @@ from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
 from .messages import Begin, Clear, Message, Ready, Release, Roster, Stopped, Submit, opened, sealed
+from .pairs import verify_allowed
 from .privacy import Privacy
 from .problem import Problem
 from .schema import round_schema
@@ -205,9 +206,18 @@ class Client:
                 "Expected the model's weights in a round's first message, got something else."
             )
         aux = _read_aux(load_state(message.aux))
-        owners = {module.aux_name for module in self.optimizer.modules}
-        if unknown := sorted(aux.keys() - owners):
+        own = {} if message.own is None else _read_aux(load_state(message.own))
+        if sorted(own) != sorted(message.own_names) or aux.keys() & own.keys():
+            raise ValueError(
+                f"Expected auxiliary variables for {self.id!r} alone of {sorted(message.own_names)}, got "
+                f"{sorted(own)}. Send it what Server.opening({self.id!r}) gives."
+            )
+        aux |= own
+        owners = {module.aux_name: module for module in self.optimizer.modules}
+        if unknown := sorted(aux.keys() - owners.keys()):
             raise ValueError(f"Expected auxiliary variables of this client's modules, got also {unknown}.")
+        if self._masks is not None:
+            verify_allowed(own, (name for name in own if owners[name].aux_per_client))
         like = self.problem.weights
         return weights.to(like), {name: _placed(value, like) for name, value in aux.items()}
 

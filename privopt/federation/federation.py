@@ -106,9 +106,9 @@ class Federation:
         started = time.perf_counter()
         server = self.server
         asked = self._select()
-        begin = server.begin(asked)
+        server.begin(asked)
         try:
-            self._ask(asked, begin)
+            self._ask(asked, server.opening)
             roster = server.roster()
             if roster is not None:
                 self._ask({name: self.clients[name] for name in sorted(server.ready)}, roster)
@@ -137,10 +137,11 @@ class Federation:
         chosen = self.selection.choose(self.server.round + 1, able)
         return {name: self.clients[name] for name in chosen} or self.clients
 
-    def _ask(self, clients: Mapping[str, Client], message: bytes) -> None:
-        for client in clients.values():
+    def _ask(self, clients: Mapping[str, Client], message: bytes | Callable[[str], bytes]) -> None:
+        """Deliver one message to all, or to each its own, and take their answers."""
+        for name, client in clients.items():
             try:
-                answer = self._transport(client, message)
+                answer = self._transport(client, message if isinstance(message, bytes) else message(name))
             except CLIENT_FAILURES:
                 # The server learns only that no answer came; the report says "failed".
                 continue

@@ -24,7 +24,7 @@ Real: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e300)]  # no NaN, no i
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True):
-    """Server to all: a round starts from these weights.
+    """Server to all: a round starts from these weights. What is one client's own is in its copy alone.
 
     Attributes:
         run: Id of the run.
@@ -38,6 +38,8 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
         recorded: For each client, the newest ledger record that the server knows of (0: none).
         offer: The masked round's offer; None where values travel in clear.
         seconds: Time after which a client takes no further step; None where steps alone count.
+        own_names: The aux_names of which each client gets auxiliary variables of its own.
+        own: Those of the client that this message goes to, encoded as `aux`; None where there are none.
     """
 
     run: Name
@@ -50,14 +52,16 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
     recorded: dict[Name, Count]
     offer: Blob | None
     seconds: Real | None = None
+    own_names: tuple[Name, ...] = ()
+    own: Blob | None = None
 
     def steps_of(self, client: str) -> int:
         """Steps of one client; 0 where the message names others and not it."""
         return self.steps if isinstance(self.steps, int) else self.steps.get(client, 0)
 
     def context(self) -> bytes:
-        """What every client of the round must have received alike: all but the offer itself."""
-        return msgspec.msgpack.encode(msgspec.structs.replace(self, offer=None))
+        """What every client of the round must have received alike: all but the offer and what is its own."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, offer=None, own=None))
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
 from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
-from .pairs import verify_pairs
+from .pairs import verify_allowed, verify_pairs
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
@@ -75,7 +75,7 @@ class RoundReport:
 
 
 class Server:
-    """One round at a time: `begin`, `receive` answers, `roster`, `receive` vectors, `finish`.
+    """One round at a time: `begin` (and `opening`), `receive` answers, `roster`, `receive` vectors, `finish`.
 
     Args:
         identity: Signs offers; its public key is in the roster.
@@ -127,6 +127,8 @@ class Server:
         most = self.aggregator.most(most_weight, most_steps)
         for plugin in [*optimizer.plugins, *client_optimizer.plugins]:
             plugin.on_weighting(most, most)
+        for plugin in optimizer.plugins:
+            plugin.on_roster(tuple(sorted(roster.clients)))
         everybody = len(roster.clients) if most == 1 else None
         self._total_weight = everybody if total_weight is None else total_weight
         self.schema = round_schema(
@@ -143,6 +145,9 @@ class Server:
         self.accepted: dict[str, int] = dict.fromkeys(roster.clients, 0)
         self.recorded: dict[str, int] = dict.fromkeys(roster.clients, 0)
         self._aux_classes = client_optimizer.aux_vars()
+        self._aux_per_client = {
+            m.aux_name for m in client_optimizer.modules if m.aux_name and m.aux_per_client
+        }
         self._identity = identity
         self._roster = roster
         self._masks = masks
@@ -154,6 +159,9 @@ class Server:
         self._ready: set[str] = set()
         self._submitted: set[str] = set()
         self._report = RoundReport(0)
+        self._begun: Begin | None = None
+        self._opening = b""
+        self._own: dict[str, dict[str, AuxVar]] = {}
 
     def __repr__(self) -> str:
         return f"Server(run={self.run!r}, round={self.round})"
@@ -175,47 +183,97 @@ class Server:
     def begin(self, asked: Collection[str] | None = None) -> bytes:
         """Open the next round; returns the message for every client that is asked.
 
+        Where a module shares something else with each client, the message is not whole: `opening` gives each
+        client its own. (It gives what this returns where there is nothing of the kind.)
+
         Args:
             asked: Ids of the clients that may take part; all of the roster by default.
 
         Raises:
-            ValueError: If one is not in the roster, or there is none.
+            ValueError: If one is not in the roster, or there is none; or if what a module shares with each
+                client leaves one out, names one that is not in the roster, or may not differ under masks.
+            TypeError: If what a module shares is no AuxVar.
         """
         number = self.round + 1
         asked = frozenset(self._roster.clients if asked is None else asked)
         if not asked or not asked <= self._roster.clients.keys():
             raise ValueError(f"Expected clients of the roster to ask, got {sorted(asked)}.")
+        common, own = self._shared(asked)
         idle = {name: ClientReport("idle") for name in self._roster.clients if name not in asked}
         clients = {name: idle.get(name) or ClientReport() for name in self._roster.clients}
         self._asked, self._report = asked, RoundReport(number, clients=clients)
         self._clear, self._answered, self._ready, self._submitted = {}, set(), set(), set()
-        aux = {}
-        for name, value in self.optimizer.collect_aux_var().items():
-            if not isinstance(value, AuxVar):
-                raise TypeError(
-                    f"Expected one AuxVar for all clients from {name!r}, got {type(value).__name__}: a "
-                    "round's message is the same for every client here, so that all can check that it is."
-                )
-            aux[name] = value.name, vars(value)
         message = Begin(
             run=self.run,
             session=self._session,
             round=number,
             steps=self.steps if isinstance(self.steps, int) else dict(self.steps),
             weights=dump_state({"weights": self.weights}),
-            aux=dump_state({n: [kind, _fields(fields)] for n, (kind, fields) in aux.items()}),
+            aux=_packed(common),
             accepted=dict(self.accepted),
             recorded=dict(self.recorded),
             offer=None,
             seconds=self.seconds,
+            own_names=tuple(sorted({name for values in own.values() for name in values})),
         )
         if self._secure is not None:
             self._report.bounds = self._secure.schema.adaptive_bounds()
             offer = self._secure.open(number, context=message.context())
             message = msgspec.structs.replace(message, offer=offer)
         data = sealed(message, self._identity)
-        self._report.bytes_down += len(data) * len(asked)
+        self._begun, self._own, self._opening = message, own, data
+        if not message.own_names:
+            self._report.bytes_down += len(data) * len(asked)
         return data
+
+    def opening(self, client: str) -> bytes:
+        """The message that `begin` opened the round with, for one client, with what is for it alone.
+
+        Raises:
+            ValueError: If no round is open, or this one does not ask the client.
+        """
+        if self._begun is None or client not in self._asked:
+            raise ValueError(f"Expected a client that an open round asks, got {client!r}.")
+        if not self._begun.own_names:
+            return self._opening
+        whole = msgspec.structs.replace(self._begun, own=_packed(self._own[client]))
+        data = sealed(whole, self._identity)
+        self._report.bytes_down += len(data)
+        return data
+
+    def _shared(self, asked: Collection[str]) -> tuple[dict[str, AuxVar], dict[str, dict[str, AuxVar]]]:
+        """What the modules share: with all clients by aux_name, and with each by its id and aux_name."""
+        common: dict[str, AuxVar] = {}
+        own: dict[str, dict[str, AuxVar]] = {client: {} for client in asked}
+        for name, value in self.optimizer.collect_aux_var().items():
+            if isinstance(value, AuxVar):
+                common[name] = value
+                continue
+            if not isinstance(value, Mapping):
+                raise TypeError(
+                    f"Expected an AuxVar, or one for each client by its id, from {name!r} on the server, got "
+                    f"{type(value).__name__}."
+                )
+            if unknown := sorted(map(repr, value.keys() - self._roster.clients.keys())):
+                raise ValueError(
+                    f"Expected client ids of the roster from {name!r} on the server, got also "
+                    f"{', '.join(unknown)}."
+                )
+            if missing := sorted(own.keys() - value.keys()):
+                raise ValueError(
+                    f"Expected an AuxVar of {name!r} for each client that the round asks, got none for "
+                    f"{missing}."
+                )
+            for client in own:
+                if not isinstance(value[client], AuxVar):
+                    raise TypeError(
+                        f"Expected an AuxVar of {name!r} for client {client!r}, got "
+                        f"{type(value[client]).__name__}."
+                    )
+                own[client][name] = value[client]
+            if self._secure is not None:
+                verify_allowed([name], self._aux_per_client)
+        return common, own
 
     def receive(self, data: bytes) -> str:
         """Take one client's answer; returns the client's id.
@@ -326,6 +384,7 @@ class Server:
 
     def _close(self) -> RoundReport:
         self._clear = {}
+        self._begun, self._own, self._opening = None, {}, b""
         self.round = self._report.round
         for name, client in self._report.clients.items():
             sequences = [release["ledger_sequence"] for release in client.releases]
@@ -381,6 +440,11 @@ class Server:
         # Round numbers of this session may come again, so it is over.
         self._session = secrets.token_bytes(16)
         self._secure = self._masked_rounds(state["bounds"])
+
+
+def _packed(aux_vars: Mapping[str, AuxVar]) -> bytes:
+    """Auxiliary variables as they travel: the declared name of each one's class, and its fields."""
+    return dump_state({name: [value.name, _fields(vars(value))] for name, value in aux_vars.items()})
 
 
 def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
