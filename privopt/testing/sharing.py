@@ -16,7 +16,7 @@ from ..plugin import OptiModule
 from .inputs import SEVERAL, Shapes, gradients
 from .steps import overwrite
 from .subject import Subject, difference, expect, frozen
-from .trial import Trial, counterpart_of
+from .trial import Trial, counterpart_of, for_one
 
 __all__ = ["check_aggregator", "check_aux_var", "check_foreign_aux_var", "check_received_memory"]
 
@@ -154,7 +154,7 @@ def check_received_memory(subject: Subject) -> None:
         # One round by which the server has something to offer.
         trial.play(["round", "step", "accept"])
         offered = trial.partner.collect_aux_var() if trial.partner is not None else None
-        received = next(iter(offered.values())) if isinstance(offered, Mapping) else offered
+        received = None if offered is None else for_one(offered)
     else:
         received = _one_round(Subject(type(partner), partner.get_config()), SEVERAL, 0)
     expect(

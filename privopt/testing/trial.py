@@ -20,13 +20,15 @@ from ..vector import Vector
 from .inputs import SEVERAL, Shapes, gradients, precise
 from .subject import Subject, frozen
 
-__all__ = ["LIFE", "Trial", "counterpart_of", "live"]
+__all__ = ["LIFE", "Trial", "counterpart_of", "for_one", "live"]
 
 LIFE = (
     *("round", "step", "step", "accept", "round", "step", "drop"),
     *("round", "step", "step", "step", "accept", "round", "step"),
 )
 """Two rounds that count, one that does not, and an unfinished one."""
+ROSTER = ("c0", "c1", "c2")
+"""The clients that a server's half is told of; the first is the one that trains."""
 
 
 class Trial:
@@ -62,6 +64,9 @@ class Trial:
         self.weights = gradients(1000, shapes, dtype, framework)
         self.steps = 0
         self.partner = counterpart_of(subject)
+        for plugin in (self.plugin, self.partner):
+            if isinstance(plugin, OptiModule) and plugin.aux_var is None:
+                plugin.on_roster(ROSTER)
 
     def step_gradients(self) -> Vector:
         """The gradients of the coming step."""
@@ -109,12 +114,12 @@ class Trial:
             if self._partner_sends:
                 offered = self.optimizer.collect_aux_var().get(self._aux_name)
                 if offered is not None:
-                    self.partner.process_aux_var(_for_one(offered))
+                    self.partner.process_aux_var(for_one(offered))
                 self.partner.on_round_start()
             else:
                 shared = self.partner.collect_aux_var()
                 if shared is not None:
-                    self.optimizer.process_aux_var({self._aux_name: _for_one(shared)})
+                    self.optimizer.process_aux_var({self._aux_name: for_one(shared)})
         self.optimizer.start_round()
 
     def _accept(self) -> None:
@@ -183,9 +188,9 @@ def counterpart_of(subject: Subject) -> OptiModule | None:
     )
 
 
-def _for_one(offered: AuxVar | Mapping[str, AuxVar]) -> AuxVar:
-    """What one client gets of what a server offers."""
-    return next(iter(offered.values())) if isinstance(offered, Mapping) else offered
+def for_one(offered: AuxVar | Mapping[str, AuxVar]) -> AuxVar:
+    """What the first client gets of what a server offers."""
+    return offered[ROSTER[0]] if isinstance(offered, Mapping) else offered
 
 
 def _sent(subject: Subject, collected: Any) -> AuxVar:

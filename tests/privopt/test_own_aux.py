@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pytest
 from msgspec.structs import replace
 
-from privopt import AuxVar, Optimizer, OptiModule, Vector, counted, public, state
+from privopt import AuxVar, Optimizer, OptiModule, Vector, counted, public, state, summed
 from privopt.checkpoint import dump_state, load_state
 from privopt.federation.federation import Federation
 from privopt.federation.messages import Begin, sealed, unverified
 from privopt.federation.settings import Selection
+from privopt.testing import check_plugin
 from tests.privopt.federated import Quadratic, federation, quadratics
 
 LRATE, STEPS, ROUNDS = 0.1, 4, 3
@@ -26,6 +27,7 @@ class PaceReport(AuxVar):
 
     name = "tests-pace-report"
     steps: int = counted()
+    last: Vector = summed(bound=4.0)
 
 
 class Pace(AuxVar):
@@ -46,13 +48,15 @@ class PaceClient(OptiModule):
     steps: int = state(0)
     factor: float = state(1.0)
     shift: Vector = state(0.0)
+    last: Vector = state(0.0)
 
     def run(self, gradients: Vector) -> Vector:
         self.steps += 1
+        self.last = gradients.copy()
         return self.factor * gradients + self.shift
 
     def collect_aux_var(self) -> PaceReport:
-        return PaceReport(steps=self.steps)
+        return PaceReport(steps=self.steps, last=self.last)
 
     def process_aux_var(self, aux_var: AuxVar) -> None:
         if not isinstance(aux_var, Pace):
@@ -79,11 +83,12 @@ class PaceServer(OptiModule):
         self._clients = tuple(clients)
 
     def run(self, gradients: Vector) -> Vector:
-        self.zero = 0.0 * gradients
         return gradients
 
     def process_aux_var(self, aux_var: AuxVar) -> None:
-        assert isinstance(aux_var, PaceReport)
+        if not isinstance(aux_var, PaceReport):
+            raise TypeError(f"Expected a combined PaceReport, got {type(aux_var).__name__}.")
+        self.zero = 0.0 * aux_var.last
 
     def collect_aux_var(self) -> Mapping[str, AuxVar] | None:
         if self.zero is None:
@@ -200,7 +205,8 @@ class Sharing(PaceServer, register=False):
         return self._shared
 
 
-PACE = Pace(factor=2.0, shift=quadratics()["c0"].weights.full_like(0.0))
+SHARED: dict[str, Any] = {"factor": 2.0, "shift": quadratics()["c0"].weights.full_like(0.0)}
+PACE = Pace(**SHARED)
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "a client is missing": (
         dict.fromkeys(("c0", "c1", "c3"), PACE),
@@ -247,6 +253,11 @@ def test_a_mapping_need_not_name_clients_that_the_round_does_not_ask(tmp_path: P
         found.server.begin(["c0", "c2"])
 
 
+@pytest.mark.parametrize("half", [PaceClient, PaceServer])
+def test_the_contract_suite_takes_both_halves(half: type[OptiModule]) -> None:
+    assert check_plugin(half, frameworks=["numpy"], executors=["exact"], examples=3) > 10
+
+
 # ---- what a client accepts ---------------------------------------------------------------------------------
 
 
@@ -282,10 +293,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "another part is announced": {"own_names": ("pace", "scaffold")},
     "the part is damaged": {"own": b"\x00"},
     "the part is for no module": {
-        "own": dump_state({"x": ["tests-pace-report", {"steps": 1}]}),
+        "own": dump_state({"x": ["tests-pace", SHARED]}),
         "own_names": ("x",),
     },
-    "the part is common, too": {"aux": dump_state({"pace": ["tests-pace-report", {"steps": 1}]})},
+    "the part is common, too": {"aux": dump_state({"pace": ["tests-pace", SHARED]})},
 }
 
 
