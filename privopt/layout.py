@@ -115,6 +115,11 @@ class Layout:
         """Tensor names, in order."""
         return tuple(spec.name for spec in self.tensors)
 
+    @functools.cached_property
+    def name_set(self) -> frozenset[str]:
+        """Tensor names, to look up."""
+        return frozenset(self.names)
+
     def __iter__(self) -> Iterator[TensorSpec]:
         return iter(self.tensors)
 
@@ -123,7 +128,11 @@ class Layout:
 
     def in_block(self, block: int) -> tuple[TensorSpec, ...]:
         """The tensors that lie in one block, in order."""
-        return tuple(spec for spec in self.tensors if spec.block == block)
+        return self._in_blocks[block]
+
+    @functools.cached_property
+    def _in_blocks(self) -> list[tuple[TensorSpec, ...]]:
+        return [tuple(s for s in self.tensors if s.block == block) for block in range(len(self.blocks))]
 
     def with_blocks(self, dtypes: Sequence[str], devices: Sequence[str]) -> Layout:
         """The same places with other dtypes or devices (a comparison gives booleans, say)."""

@@ -268,19 +268,20 @@ class Vector:
                 then.
             TypeError: If one is no array of this framework; nothing is written then.
         """
-        if coefs.keys() != set(self.layout.names):
+        if coefs.keys() != self.layout.name_set:
             missing = [n for n in self.layout.names if n not in coefs]
             extra = [n for n in coefs if n not in self.layout.names]
             wrong = [f"none of {missing}"] if missing else []
             wrong += [f"also {extra}"] if extra else []
             raise ValueError(f"Expected exactly the tensors of this layout, got {' and '.join(wrong)}.")
         # Shapes alone: asking a framework for names of dtypes costs more than packing a small tensor.
-        for spec in self.layout:
+        is_array = self._backend.is_array
+        for spec in self.layout.tensors:
             array = coefs[spec.name]
-            if not self._backend.is_array(array):
+            if not is_array(array):
                 got = type(array).__name__
                 raise TypeError(f"Expected an array of {self.framework} for {spec.name!r}, got {got}.")
-            if tuple(array.shape) != spec.shape:
+            if array.shape != spec.shape and tuple(array.shape) != spec.shape:
                 raise ValueError(f"Expected {spec.name!r} of shape {spec.shape}, got {tuple(array.shape)}.")
         self.buffers = tuple(
             self._backend.pack(

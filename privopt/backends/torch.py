@@ -91,13 +91,18 @@ class TorchBackend:
         with torch.no_grad():
             if not arrays:
                 return torch.empty(0, dtype=_dtype(dtype), device=device)
-            return torch.cat([a.detach().reshape(-1) for a in arrays], out=out)
+            if out is None and device == "cpu" and dtype in ("float32", "float64"):
+                # Numpy asks the system for large pages, which torch does not: passes over them are quicker.
+                out = torch.from_numpy(np.empty(sum(a.numel() for a in arrays), dtype))
+            return torch.cat([a if a.dim() == 1 else a.reshape(-1) for a in arrays], out=out)
 
     def view(self, buffer: Array, start: int, stop: int, shape: tuple[int, ...]) -> Array:
         return buffer[start:stop].view(shape)
 
     def full(self, size: int, value: float, dtype: str, device: str) -> Array:
         kind = _dtype(dtype)
+        if device == "cpu" and dtype in ("float32", "float64"):
+            return torch.from_numpy(np.full(size, _representable(value, kind), dtype))
         return torch.full((size,), _representable(value, kind), dtype=kind, device=device)
 
     def copy(self, buffer: Array) -> Array:
