@@ -199,8 +199,9 @@ class Tape:
             arrays = [self.leaves[k].buffers[block] for k in leaves]
             into = [None if t is None else t.buffers[block] for t in targets]
             points, bounds = self._points(spreads, block) if spreads else ([], None)
+            size, device = where.size, where.device
             job = Pass(
-                self.backend, program, arrays, self.scalars, points, bounds, into, where.size, where.device
+                self.backend, program, arrays, self.scalars, points, bounds, into, size, device, targets
             )
             found.append(run(job))
         vectors = []

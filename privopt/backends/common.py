@@ -1,12 +1,29 @@
-"""What the frameworks with immutable arrays share: dtypes by name, and runs of equal segments."""
+"""What the frameworks with immutable arrays share.
+
+Contents: dtypes by name (`DTYPES`, `kind`), runs of equal segments (`runs`), memory that is lent to a
+framework (`aligned`, `lent_memory`, `entries`).
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["DTYPES", "kind", "runs", "verify_dtype", "verify_writable"]
+__all__ = [
+    "DTYPES",
+    "Memory",
+    "aligned",
+    "entries",
+    "kind",
+    "lent_memory",
+    "runs",
+    "verify_dtype",
+    "verify_writable",
+]
 
 DTYPES = frozenset(
     {
@@ -45,3 +62,37 @@ def runs(starts: Sequence[int], end: int) -> Iterator[tuple[int, int, int]]:
         if i == len(starts) or bounds[i + 1] - bounds[i] != size:
             yield bounds[first], i - first, size
             first = i
+
+
+# ---- memory that is lent -----------------------------------------------------------------------------------
+
+Memory = npt.NDArray[np.uint8]
+"""Bytes to which everything refers that can reach them: numpy's views do, and so does who was handed one."""
+
+ALIGNMENT = 64
+"""Where XLA and Eigen want an array to begin, so that they take its memory instead of a copy."""
+_MEMORIES: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+
+
+def aligned(size: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A new array that frameworks can take without copying."""
+    memory = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    _MEMORIES[_address(memory) + -_address(memory) % ALIGNMENT] = memory
+    return entries(memory, dtype)
+
+
+def entries(memory: Memory, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The array in memory that `aligned` gave."""
+    start = -_address(memory) % ALIGNMENT
+    return memory[start : start + memory.size - ALIGNMENT].view(dtype)
+
+
+def lent_memory(values: npt.NDArray[Any]) -> Memory | None:
+    """The memory from `aligned` that exactly these values fill, if it is such."""
+    memory = _MEMORIES.get(_address(values))
+    return memory if memory is not None and memory.size == values.nbytes + ALIGNMENT else None
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

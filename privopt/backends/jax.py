@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .. import summation
 from . import named_backend
-from .common import DTYPES, kind, runs, verify_dtype, verify_writable
+from .common import DTYPES, aligned, kind, runs, verify_dtype, verify_writable
 
 __all__ = ["BACKEND", "JaxBackend"]
 
@@ -89,10 +89,14 @@ def _on_cpu(array: Array) -> bool:
 
 def _put(array: npt.NDArray[Any], device: str) -> Array:
     """Hand over a numpy array that nothing else will write to: jax may keep its memory."""
+    return _put_all([array], device)[0]
+
+
+def _put_all(arrays: list[npt.NDArray[Any]], device: str) -> list[Array]:
     where: jax.Device | None = _device(device)
     if where is jax.local_devices()[0] and getattr(jax.config, "jax_default_device", None) is None:
         where = None  # uncommitted, as jax leaves new arrays on its default device: free to follow others
-    result: Array = jax.device_put(array, where)
+    result: list[Array] = jax.device_put(arrays, where)
     return result
 
 
@@ -127,7 +131,7 @@ class JaxBackend:
     def pack(self, arrays: Sequence[Array], dtype: str, device: str, out: Array | None = None) -> Array:
         if not arrays or all(map(_on_cpu, arrays)):
             # Through numpy's zero-copy views: XLA would compile a concatenation for every new model.
-            packed = np.empty(sum(a.size for a in arrays), _dtype(dtype))
+            packed = aligned(sum(a.size for a in arrays), _dtype(dtype))
             start = 0
             for array in arrays:
                 packed[start : start + array.size] = np.asarray(array).reshape(-1)
@@ -163,6 +167,13 @@ class JaxBackend:
 
     def from_numpy(self, array: npt.NDArray[Any], dtype: str, device: str) -> Array:
         return _put(np.array(array.reshape(-1), _dtype(dtype)), device)
+
+    def lend(self, arrays: Sequence[npt.NDArray[Any]], device: str) -> list[Array]:
+        """Arrays in numpy's memory, where jax can take it: nothing writes there while one of them lives."""
+        # What was computed from float64 is float64, even if it was switched off since.
+        wide = any(array.dtype == np.float64 for array in arrays)
+        with _enable_x64() if wide else contextlib.nullcontext():
+            return _put_all(list(arrays), device)
 
     def unary(self, operation: str, buffer: Array) -> Array:
         return _strong(UNARY[operation](buffer))

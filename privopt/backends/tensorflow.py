@@ -156,6 +156,17 @@ class TensorflowBackend:
             # A copy, lest tensorflow keep memory that is written to later.
             return tf.constant(np.array(array.reshape(-1), _dtype(dtype)))
 
+    def lend(self, arrays: Sequence[npt.NDArray[Any]], device: str) -> list[Array]:
+        """Tensors in numpy's memory, where tensorflow can take it: nothing writes there while one lives."""
+        with _on(device):
+            return [
+                # Not from numpy itself, which tensorflow copies.
+                tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+                if array.dtype.kind == "f"
+                else tf.constant(array)
+                for array in arrays
+            ]
+
     def unary(self, operation: str, buffer: Array) -> Array:
         own = kind(buffer.dtype.name)
         if own == "f" or (own == "c" and operation != "isfinite"):

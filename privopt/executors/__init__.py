@@ -1,10 +1,10 @@
 """How a recorded step is run: one file an executor, all giving the same numbers.
 
-``llvm`` compiles the whole program into one loop (extra ``[fast]``); ``blocked`` runs it with the
-framework's own operations on pieces that stay in cache; ``torch`` hands chains that it recognises to torch's
-fused kernels; ``traced`` compiles with ``jax.jit``, ``tf.function`` or (on devices) ``torch.compile``;
-``eager`` records nothing and is what the others are compared with. To add one, write a file with
-``run(job: Pass)``, and name it in `_run`.
+``llvm`` compiles the whole program into one loop (extra ``[fast]``), and ``lent`` brings that to arrays that
+cannot be written; ``blocked`` runs it with the framework's own operations on pieces that stay in cache;
+``torch`` hands chains that it recognises to torch's fused kernels; ``traced`` compiles with ``jax.jit``,
+``tf.function`` or (on devices) ``torch.compile``; ``eager`` records nothing and is what the others are
+compared with. To add one, write a file with ``run(job: Pass)``, and name it in `run`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ __all__ = [
 
 EXECUTORS = ("auto", "exact", "eager", "blocked", "llvm", "torch", "traced")
 SMALL = 1 << 14
-"""Below this many entries a step is not recorded by default: calls, not memory, are what it costs."""
+"""Below this many entries a step that nothing compiles is not recorded by default: its calls, not memory, are
+what it costs."""
+
+LENT = 1 << 16
+"""Below this many entries, making a framework's arrays costs more than its own compiler does."""
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("privopt_executor", default="")
 
@@ -103,8 +107,11 @@ def steps_eagerly(backend: Backend, size: int) -> bool:
     """Whether a step of this size is computed as it goes, without recording."""
     name = executor_name()
     if name in ("auto", "exact"):
-        # jax and tensorflow pay for every call, so they are traced at every size.
-        return size < SMALL and (name == "exact" or backend.name in ("numpy", "torch"))
+        # jax and tensorflow pay for every call, so they are traced at every size. Compiled code is quicker
+        # than numpy at every size.
+        if backend.name in ("numpy", "torch"):
+            return size < SMALL and not _has_llvm()
+        return size < SMALL and name == "exact"
     return name == "eager"
 
 
@@ -116,7 +123,7 @@ def run(job: Pass) -> list[Array]:
     if job.backend.name not in ("numpy", "torch"):
         if name in ("exact", "eager", "blocked"):
             return blocked.interpret(job, 0, job.size)
-        return _loaded("traced").run(job)  # type: ignore[no-any-return]
+        return _run_lent(job, name) or _loaded("traced").run(job)
     on_cpu = job.device == "cpu"
     if on_cpu and job.program.compilable and name in ("auto", "exact", "llvm") and _has_llvm():
         compiled: list[Array] | None = _loaded("llvm").run(job)
@@ -141,6 +148,16 @@ def run(job: Pass) -> list[Array]:
 
     pairs = zip(job.into, blocked.run(_as_numpy(job)), strict=True)
     return [torch.from_numpy(array) if target is None else target for target, array in pairs]
+
+
+def _run_lent(job: Pass, name: str) -> list[Array] | None:
+    """The results of compiled code in memory that is lent to the framework, where that pays."""
+    if name not in ("auto", "llvm") or job.device != "cpu" or job.size < LENT:
+        return None
+    if not job.program.compilable or not _has_llvm():
+        return None
+    done: list[Array] | None = _loaded("lent").run(job, _loaded("llvm").run)
+    return done
 
 
 def _as_numpy(job: Pass) -> Pass:
@@ -232,7 +249,7 @@ def _compiled_sums(where: Block) -> Any:
     """The compiled sums, where they apply: they add in the same order as `privopt.summation`."""
     if executor_name() in ("eager", "blocked", "torch") or not _has_llvm():
         return None
-    if where.dtype not in ("float32", "float64") or where.device != "cpu" or where.size < SMALL:
+    if where.dtype not in ("float32", "float64") or where.device != "cpu":
         return None
     return _loaded("llvm")
 

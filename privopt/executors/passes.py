@@ -29,14 +29,16 @@ class Pass:
         into: For each output the array to write it into, or None for a new one.
         size: Entries of the block.
         device: Device of the block.
+        targets: The Vectors whose arrays `into` holds, for frameworks whose arrays cannot be written.
     """
 
     backend: Backend
     program: Program
-    arrays: Sequence[Array]
+    arrays: list[Array]
     scalars: Sequence[float]
     points: Sequence[npt.NDArray[np.float64]]
     bounds: Any
-    into: Sequence[Array | None]
+    into: list[Array | None]
     size: int
     device: str
+    targets: Sequence[Any] = ()
