@@ -45,6 +45,7 @@ def run(job: Pass) -> list[Any] | None:
     program = job.program
     by_numpy = job.backend.name == "numpy"
     arrays = list(job.arrays)
+    places = {id(array): k for k, array in enumerate(arrays)}
     targets: list[Any] = []
     shared = []
     for node, target in zip(program.outputs, job.into, strict=True):
@@ -52,7 +53,7 @@ def run(job: Pass) -> list[Any] | None:
             # Numpy asks the system for large pages, which torch does not.
             target = np.empty(job.size, program.dtypes[node])
             target = target if by_numpy else torch_of(target)
-        place = next((k for k, array in enumerate(job.arrays) if array is target), -1)
+        place = places.get(id(target), -1)
         shared.append(place)
         if place < 0:
             arrays.append(target)

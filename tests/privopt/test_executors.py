@@ -205,6 +205,115 @@ def test_who_adds_up_is_chosen_by_what_is_promised(monkeypatch: pytest.MonkeyPat
             assert executors.segment_products(backend, x, x, [0], where)[0] == total, name
 
 
+# ---- compiled passes --------------------------------------------------------------------------------------
+
+
+def stepped(buffers: dict[str, np.ndarray], name: str = "llvm") -> tuple[np.ndarray, list[str]]:
+    """Weights after a step of momentum with these arrays as memory, and which ways of computing it were tried."""
+    from privopt.executors import blocked, llvm
+
+    tried: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (llvm, blocked):
+            for way in ("run", "interpret") if module is blocked else ("run",):
+                real = getattr(module, way)
+                label = module.__name__.rpartition(".")[2]
+                patch.setattr(module, way, lambda *a, _r=real, _l=label, **k: _noted(tried, _l, _r(*a, **k)))
+        layout = Vector.build({"x": buffers["w"].copy()}).layout
+        backend = Vector.build({"x": np.zeros(1)})._backend
+        weights, gradients = (Vector(layout, [buffers[k]], backend) for k in "wg")
+        with executor(name):
+            Optimizer(0.5, modules=["momentum"]).step(gradients, weights)
+    return weights.flatten(), tried
+
+
+def _noted(tried: list[str], label: str, result: Any) -> Any:
+    tried.append(label if result is not None else f"{label} refused")
+    return result
+
+
+def unaligned(values: np.ndarray) -> np.ndarray:
+    memory = np.zeros(values.nbytes + 1, np.uint8)
+    array = memory[1:].view(values.dtype)
+    array[:] = values
+    return array
+
+
+def spread_out(values: np.ndarray) -> np.ndarray:
+    array = np.zeros(2 * values.size, values.dtype)[::2]
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize("placed", [unaligned, spread_out])
+@pytest.mark.parametrize("which", ["w", "g"])
+def test_arrays_that_compiled_code_cannot_take_are_computed_otherwise(placed: Any, which: str) -> None:
+    pytest.importorskip("llvmlite")
+    w, g = arrays(0)["long"], arrays(1)["long"]
+    given = {"w": w.copy(), "g": g.copy()}
+    given[which] = placed(given[which])
+    found, tried = stepped(given)
+    assert tried[0] == "llvm refused"
+    assert set(tried[1:]) == {"blocked"}
+    np.testing.assert_array_equal(found, w - np.float32(0.5) * g)
+
+
+@pytest.mark.parametrize("shift", [-7, 1, 300])
+def test_targets_that_lie_across_other_arrays_are_computed_otherwise(shift: int) -> None:
+    pytest.importorskip("llvmlite")
+    memory = np.random.default_rng(0).standard_normal(21000).astype(np.float32)
+    w, g = memory[300:20300], memory[300 + shift : 20300 + shift]
+    expected = w - np.float32(0.5) * g
+    found, tried = stepped({"w": w, "g": g})
+    assert tried[0] == "llvm refused"
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_array_may_lie_exactly_where_another_does() -> None:
+    pytest.importorskip("llvmlite")
+    w = np.random.default_rng(0).standard_normal(20000).astype(np.float32)
+    expected = w - np.float32(0.5) * w
+    found, tried = stepped({"w": w, "g": w[:]})
+    assert tried == ["llvm"]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_threads_whosesoever_change_no_bit(openmp: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llvmlite")
+    from privopt.executors import threads
+
+    assert threads._parallel() is not None  # torch is loaded, and brought OpenMP
+    if not openmp:
+        monkeypatch.setattr(threads, "_openmp", False)
+    big = {"w": np.random.default_rng(0).standard_normal(300_000).astype(np.float32)}
+    results = []
+    for number in (count, 1):
+        monkeypatch.setattr(threads, "_chosen", number)
+        with executor("llvm"):
+            optimizer = Optimizer(0.1, modules=["l2-global-clipping", "l2-clipping", "adam"])
+            weights = Vector.build(big)
+            for _ in range(3):
+                optimizer.step(weights.copy(), weights)
+        results.append(weights)
+    assert results[0].equals(results[1])
+
+
+def test_torch_tells_how_many_threads_unless_somebody_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    from privopt.executors import threads
+
+    monkeypatch.setattr(threads, "_chosen", None)
+    monkeypatch.delenv("PRIVOPT_THREADS", raising=False)
+    threads._named.cache_clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert threads.num_threads() == 5
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert threads.num_threads() == min(16, len(os.sched_getaffinity(0)))
+    monkeypatch.setattr(threads, "_chosen", 3)
+    assert threads.num_threads() == 3
+
+
 # ---- torch's fused kernels --------------------------------------------------------------------------------
 
 

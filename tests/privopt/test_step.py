@@ -578,7 +578,10 @@ def test_optimizers_step_in_several_threads_at_once(name: str) -> None:
 
 
 FORKED = """
-import os, numpy as np
+import os, sys, numpy as np
+if sys.argv[1] == "openmp":
+    import torch
+    torch.ones(300_000).exp()
 from privopt import Optimizer, Vector, executor
 def train():
     with executor("llvm"):
@@ -588,6 +591,9 @@ def train():
             optimizer.step(Vector.build({"w": np.full(300_000, 0.5, np.float32)}), weights)
         return float(weights.sum())
 here = train()
+if sys.argv[1] == "openmp":
+    from privopt.executors import threads
+    assert threads.num_threads() == 1 or threads._openmp
 child = os.fork()
 if child == 0:
     os._exit(0 if train() == here else 1)
@@ -595,9 +601,10 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_forked_process_steps_on() -> None:
+@pytest.mark.parametrize("threads", ["openmp", "own"])
+def test_a_forked_process_steps_on(threads: str) -> None:
     pytest.importorskip("llvmlite")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", FORKED, threads], capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
