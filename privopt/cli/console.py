@@ -73,6 +73,8 @@ class Console:
         self.say(f"Federation  {_federation(facts)}")
         self.say(f"Privacy     {_privacy(facts['dp'])}")
         self.say(f"Masks       {_masks(facts['masks'])}")
+        if rates := facts.get("rates"):  # earlier versions kept none
+            self.say(f"Rates       clients {_rates(rates['client'])} · server {_rates(rates['server'])}")
         if not self.as_json and self.out.isatty():
             self._start()
 
@@ -155,6 +157,33 @@ def _masks(masks: dict[str, Any] | None) -> str:
         + (f", {each:.1f} a parameter" if each is not None else "")
         + f" · the server learns {sums} sums a round (privopt explain)"
     )
+
+
+def _rates(rates: dict[str, Any]) -> str:
+    """Rate and decay, and where groups have another."""
+    parts = [_rate(rates["lrate"])]
+    if rates["w_decay"] != 0:
+        parts.append(f"decay {_rate(rates['w_decay'])}")
+    for group in rates["groups"]:
+        where = f"{group['match']!r}"
+        if group["lrate"] is not None:
+            parts.append(f"{where} {_rate(group['lrate'])}")
+        if group["lrate_scale"] != 1:
+            parts.append(f"{where} times {group['lrate_scale']:g}")
+        if group["w_decay"] is not None:
+            parts.append(f"{where} decay {_rate(group['w_decay'])}")
+    return ", ".join(parts)
+
+
+def _rate(rate: Any) -> str:
+    """A number, or a schedule with all its parameters: those that a bare name takes show here."""
+    match rate:
+        case [str(name), dict(config)]:
+            return f"{name}({', '.join(f'{key}={_rate(value)}' for key, value in config.items())})"
+        case float():
+            return f"{rate:g}"
+        case _:
+            return str(rate)
 
 
 def _round(line: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ import dp
 import secagg
 
 from ..checkpoint import read_state, write_atomic, write_state
+from ..optimizer import Optimizer
 from ..setup import config as configs
 from ..setup.disclosed import disclosures
 from ..setup.tables import Config
@@ -240,6 +241,10 @@ class _Run:
                 "parameters": self.central.weights.size,
                 "layout": self.central.weights.layout.to_json(),
             },
+            "rates": {
+                "client": _rates(next(iter(self.federation.clients.values())).optimizer),
+                "server": _rates(server.optimizer),
+            },
             "dp": None
             if plan is None
             else {
@@ -436,6 +441,7 @@ class _Run:
         spent = [c["epsilon"] for c in self.last.get("clients", {}).values() if c["epsilon"] is not None]
         outcome = {
             "folder": str(self.folder),
+            "rates": self.facts["rates"],
             "rounds": self.federation.server.round,
             "aborted": sum(line["status"] == "aborted" for line in self.rounds),
             "accuracy": scores.accuracy,
@@ -447,6 +453,14 @@ class _Run:
         write_report(self.folder)
         self.observer.finished(outcome)
         return outcome
+
+
+def _rates(optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimizer's rates are, with the parameters that a schedule has by default."""
+    config = optimizer.get_config()
+    keys = ("match", "lrate", "lrate_scale", "w_decay")
+    groups = [{key: group[key] for key in keys} for group in config.get("groups", [])]
+    return {"lrate": config["lrate"], "w_decay": config["w_decay"], "groups": groups}
 
 
 def _twin(config: Config, rounds: int) -> float | None:

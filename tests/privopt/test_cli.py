@@ -367,6 +367,25 @@ def test_a_run_off_a_terminal_is_plain_lines(capsys):
     assert "\x1b" not in text
 
 
+def test_the_heading_resolves_rates_and_a_bare_schedule_shows_its_defaults(capsys, tmp_path):
+    small = ["data.name=breast_cancer", "data.clients=5", "rounds=1", "twin=false", f"out={tmp_path}"]
+    rates = ["client.optimizer.lrate=cosine", "client.optimizer.w_decay=0.25", "server.optimizer.lrate=0.5"]
+    piecewise = '["piecewise", {boundaries=[2, 4], factors=[0.5, 0.5]}]'
+    groups = f'server.optimizer.groups=[{{match=".*bias", lrate={piecewise}, lrate_scale=2.0, w_decay=0.5}}]'
+    assert main(["train", *small, *rates, groups]) == 0
+    assert (
+        "Rates       clients cosine(base=0.001, by=step, duration=1000, final=0), decay 0.25 · server 0.5, "
+        "'.*bias' piecewise(base=0.001, by=step, boundaries=[2, 4], factors=[0.5, 0.5], values=[]), "
+        "'.*bias' times 2, '.*bias' decay 0.5\n"
+    ) in capsys.readouterr().out
+    assert main(["train", *small, *rates, "--format", "json"]) == 0
+    cosine = ["cosine", {"base": 0.001, "by": "step", "duration": 1000, "final": 0.0}]
+    assert json.loads(capsys.readouterr().out)["rates"] == {
+        "client": {"lrate": cosine, "w_decay": 0.25, "groups": []},
+        "server": {"lrate": 0.5, "w_decay": 0.0, "groups": []},
+    }
+
+
 def test_a_run_with_json_prints_its_outcome_alone(capsys):
     with Console(as_json=True) as console:
         console.started(facts(dp=None, masks=None))
