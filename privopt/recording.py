@@ -161,6 +161,21 @@ class Tape:
             self._memory[node] = vector
         return node
 
+    def known(self, vector: Vector) -> int | None:
+        """The node of a Vector in memory, if it has one."""
+        return self._known.get(id(vector))
+
+    def bound(self, vector: Vector) -> Recorded:
+        """A Vector in memory as one of this step."""
+        node = self.leaf(vector)
+        bound = _new(Recorded)
+        bound._tape = self
+        bound._node = node
+        bound._out = None
+        bound._backend = self.backend
+        bound.layout = vector.layout
+        return bound
+
     def recorded(self, node: int) -> Recorded:
         """A Vector that stands for a node."""
         vector = _new(Recorded)
@@ -334,6 +349,16 @@ class Recorded(Vector):
     def buffers(self, value: tuple[Array, ...]) -> None:
         self._out = Vector(self.layout, value, self._backend)
 
+    def again(self) -> Recorded:
+        """The same values: what is done to one of the two in place, the other does not see."""
+        again = _new(Recorded)
+        again._tape = tape = self._tape
+        again._node = self._node if self._out is None else tape.leaf(self._out.copy())
+        again._out = None
+        again._backend = self._backend
+        again.layout = self.layout
+        return again
+
     def use(self) -> int:
         """The node that stands for the present values."""
         if self._out is not None:
@@ -477,7 +502,7 @@ class Recorded(Vector):
 
     def copy(self) -> Vector:
         """The same values; a Vector in a step is never changed through another."""
-        return self._tape.recorded(self.use())
+        return self.again()
 
     def astype(self, dtype: str) -> Vector:
         """See `Vector.astype`."""

@@ -43,21 +43,19 @@ class Step:
         self._tape = None if eager else Tape(weights)
         self._start: dict[tuple[int, str], Vector] = {}
         self._before: dict[tuple[int, str], Sequence[Vector]] = {}
-        self._seen: dict[int, Vector] = {}
         self._inputs = (gradients, weights)
         self.gradients = self._bound(gradients)
         self.weights = self._bound(weights)
 
     def _bound(self, vector: Vector) -> Vector:
-        self._seen[id(vector)] = vector
-        if self._tape is None:
-            return Borrowed.of(vector)
-        return self._tape.recorded(self._tape.leaf(vector))
+        return Borrowed.of(vector) if self._tape is None else self._tape.bound(vector)
 
     def view(self, vector: Vector) -> Vector:
         """The same values for one plug-in: what it does to them in place, no other sees."""
         if self._tape is None:
             return Borrowed.of(vector)
+        if isinstance(vector, Recorded) and vector._tape is self._tape:
+            return vector.again()
         return self._tape.recorded(_node(self._tape, vector))
 
     def bind(self) -> None:
@@ -151,14 +149,16 @@ class Step:
         unchanged: dict[tuple[int, str], Vector] = {}
         for key, value in states.items():
             node, start = _node(tape, value), self._start.get(key)
-            if start is not None and node == tape.leaf(start):
-                unchanged[key] = start
-                continue
+            if start is not None:
+                if node == tape.known(start):
+                    unchanged[key] = start
+                    continue
+                # Memory that somebody else may hold (a state set from outside) is not written to.
+                if self._owned.get(key) is not start:
+                    start = None
             nodes.append(node)
             kept.append(key)
-            # Memory that somebody else may hold (a state set from outside) is not written to.
-            mine = start if start is not None and self._owned.get(key) is start else None
-            targets.append(_fitting(tape, node, mine))
+            targets.append(_fitting(tape, node, start))
         result: list[Vector] = []
 
         def commit() -> None:

@@ -65,11 +65,12 @@ def run(job: Pass) -> list[Any] | None:
             return None
         kernels["plain"] = addresses
     overwritten = tuple(shared)
-    kernel = kernels.get(overwritten)
-    if kernel is None:
-        (kernel,) = kernels[overwritten] = compiled(source(program, overwritten), "kernel")
-    else:
-        (kernel,) = kernel
+    made = kernels.get(overwritten)
+    if made is None:
+        (kernel,) = compiled(source(program, overwritten), "kernel")
+        fields = ctypes.c_int64 * (_ARRAYS + len(addresses))
+        made = kernels[overwritten] = kernel, fields
+    kernel, fields = made
     numbers = (ctypes.c_double * len(job.scalars))(*job.scalars)
     segments = bounds = points = 0
     if program.segmented:
@@ -77,9 +78,7 @@ def run(job: Pass) -> list[Any] | None:
         segments, bounds, points = len(job.bounds) - 1, job.bounds.ctypes.data, rows.ctypes.data
     together(
         kernel,
-        (ctypes.c_int64 * (_ARRAYS + len(addresses)))(
-            0, job.size, PIECE, ctypes.addressof(numbers), bounds, points, segments, *addresses
-        ),
+        fields(0, job.size, PIECE, ctypes.addressof(numbers), bounds, points, segments, *addresses),
         -(-job.size // PIECE),
     )
     return targets

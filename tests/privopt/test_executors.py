@@ -209,7 +209,7 @@ def test_who_adds_up_is_chosen_by_what_is_promised(monkeypatch: pytest.MonkeyPat
 
 
 def stepped(buffers: dict[str, np.ndarray], name: str = "llvm") -> tuple[np.ndarray, list[str]]:
-    """Weights after a step of momentum with these arrays as memory, and which ways of computing it were tried."""
+    """Weights after a step of momentum with these arrays as memory, and who was asked to compute it."""
     from privopt.executors import blocked, llvm
 
     tried: list[str] = []
