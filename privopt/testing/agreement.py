@@ -53,8 +53,8 @@ def check_executors(
 
     Bit for bit on numpy and torch, but where the framework's own kernels run: torch's fused ones (``torch``,
     and ``auto`` without llvmlite), and whole programs compiled (``auto`` elsewhere). These agree to 2e-6 of
-    each tensor's largest entry in float32. Executors that are not installed, or do nothing of their own with the
-    framework's arrays, are left out.
+    each tensor's largest entry in float32. Executors that are not installed, or do nothing of their own with
+    the framework's arrays, are left out.
     """
     # What a framework compiles, it compiles anew for each size.
     for shapes in (LARGE,) if framework not in ("numpy", "torch") else (SEVERAL, LARGE):
