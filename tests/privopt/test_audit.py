@@ -520,3 +520,61 @@ def test_a_run_that_has_not_ended_says_that_it_has_no_model(run):
     (run / "model.safetensors").unlink()
     facts(lambda found: found["model"].pop("sha256") and None)(run)
     assert any("No model.safetensors" in note for note in audit_run(run).notes)
+
+
+# --- a run that its own rule ended ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory):
+    """No accuracy can improve by more than one half twice: of six rounds it takes three or four."""
+    stop = "server.stop={metric='accuracy', patience=2, min_change=0.5}"
+    off = ("dp.enabled=false", "masks.enabled=false")
+    return trained(tmp_path_factory.mktemp("early") / "run", "rounds=6", stop, *off)
+
+
+@pytest.fixture
+def early(stopped_early, tmp_path):
+    return shutil.copytree(stopped_early, tmp_path / "early")
+
+
+def early_faults(run):
+    return [fault.what for fault in audit_run(run).faults]
+
+
+def test_a_run_that_its_rule_ended_passes(early, capsys):
+    assert audit_run(early).ok, early_faults(early)
+    assert main(["audit", str(early)]) == 0
+    assert "could have gone on" not in capsys.readouterr().out
+
+
+def settings(change):
+    """Edit ``server.stop`` of config.json."""
+    return lambda run: edited(run / "config.json", lambda found: change(found["server"]["stop"]) and None)
+
+
+NOT_ENDED = {
+    "no rule": settings(lambda stop: stop.update(metric=None)),
+    "more patience": settings(lambda stop: stop.update(patience=5)),
+    "every change counts": settings(lambda stop: stop.update(metric="loss", min_change=0.0)),
+    "the last round improved": lambda run: edited_round(run, 0, lambda line: line.update(accuracy=9.0)),
+    "the last round was aborted": lambda run: edited_round(
+        run, 0, lambda line: line.update(status="aborted", reason="clinic-0 was late", training_loss=None)
+    ),
+    "the last round has no accuracy": lambda run: edited_round(
+        run, 0, lambda line: line.update(accuracy=None)
+    ),
+    "the last round is gone": lambda run: (run / "metrics.jsonl").write_text(
+        "".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1])
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOT_ENDED)
+def test_a_run_that_stops_before_its_rule_says_so_is_found(early, capsys, what):
+    NOT_ENDED[what](early)
+    rounds = len((early / "metrics.jsonl").read_text().splitlines())
+    says = f"metrics.jsonl ends at round {rounds} of 6, and {CLIENTS} clients could have gone on"
+    assert any(says in fault for fault in early_faults(early)), early_faults(early)
+    assert main(["audit", str(early)]) == 6
+    assert "First fault: the run: " in capsys.readouterr().out
