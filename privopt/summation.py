@@ -17,8 +17,12 @@ __all__ = ["CHUNK", "LANES", "chunk_sums", "dot", "in_order", "segment_dots", "t
 
 CHUNK = 4096
 LANES = 32
-_PIECE = 8 * CHUNK
+_PIECE = 16 * CHUNK
 """Entries held in float64 at a time: they stay in cache."""
+_GROUP = 32 * _PIECE
+"""Entries whose lanes are folded together: a few calls for many chunks."""
+_FOLDED = 1 << 16
+"""Lanes of rows that are folded together."""
 
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
@@ -32,12 +36,13 @@ def total(values: Array) -> float:
     """
     if values.dtype.kind == "c":
         raise TypeError(f"Expected real numbers to sum, got {values.dtype}. Sum real and imaginary parts.")
-    return in_order(chunk_sums(values))
+    return _short(values, None) if values.size <= CHUNK else in_order(chunk_sums(values))
 
 
 def dot(left: Array, right: Array) -> float:
     """Inner product; complex numbers count as pairs of reals."""
-    return in_order(chunk_sums(*_reals(left, right)))
+    left, right = _reals(left, right)
+    return _short(left, right) if left.size <= CHUNK else in_order(chunk_sums(left, right))
 
 
 def segment_dots(left: Array, right: Array | None, starts: Sequence[int]) -> Floats:
@@ -57,9 +62,9 @@ def segment_dots(left: Array, right: Array | None, starts: Sequence[int]) -> Flo
         size, count = int(sizes[first]) if len(sizes) else 0, last - first
         if size and count:
             span = slice(bounds[first], bounds[last])
-            rows = left[span].reshape(count, size)
-            others = None if right is None else rows if right is left else right[span].reshape(count, size)
-            sums[first:last] = _rows(rows, others)
+            ours = left[span]
+            theirs = None if right is None else ours if right is left else right[span]
+            sums[first:last] = _rows(ours, theirs, count)
         first = last
     return sums
 
@@ -71,58 +76,136 @@ def in_order(parts: Floats) -> float:
 
 def chunk_sums(left: Array, right: Array | None = None) -> Floats:
     """The sum of each chunk of one long array, or of its product with another."""
-    pieces = []
-    for a in range(0, left.size, _PIECE):
-        piece = left[a : a + _PIECE]
-        other = None if right is None else piece if right is left else right[a : a + _PIECE]
-        pieces.append(_folded(_products(piece, other)[None])[0])
-    return np.concatenate(pieces) if pieces else np.zeros(0)
+    size = left.size
+    found = np.empty(-(-size // CHUNK))
+    add_up = _Lanes(min(size, _PIECE), left, right)
+    for start in range(0, size, _GROUP):
+        stop = min(start + _GROUP, size)
+        lanes = np.empty((-(-(stop - start) // CHUNK), LANES))
+        for a in range(start, stop, _PIECE):
+            first, many = (a - start) // CHUNK, min(_PIECE, stop - a)
+            add_up(a, 1, many, lanes[None, first : first - (-many // CHUNK)])
+        found[start // CHUNK : -(-stop // CHUNK)] = _folded(lanes.T.copy())
+    return found
 
 
-def _rows(left: Array, right: Array | None) -> Floats:
-    count, size = left.shape
-    if size > _PIECE:
-        return np.array(
-            [
-                in_order(chunk_sums(row, None if right is None else row if right is left else right[k]))
-                for k, row in enumerate(left)
-            ]
-        )
+def _short(left: Array, right: Array | None) -> float:
+    """The same for one chunk, with fewer calls."""
+    size = left.size
+    wide = np.empty(size + -size % LANES)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if right is None:
+            wide[:size] = left
+        else:
+            np.multiply(left, right, out=wide[:size], dtype=np.float64)
+        wide[size:] = 0.0  # zeros change no sum, and every lane then has as many entries
+        lanes = np.add.reduce(wide.reshape(-1, LANES), axis=0)
+    return float(_folded(lanes))
+
+
+def _rows(left: Array, right: Array | None, count: int) -> Floats:
+    """The sum of each of so many rows of one length."""
+    size = left.size // count
     sums = np.empty(count)
-    batch = max(1, _PIECE // size)
-    for a in range(0, count, batch):
-        piece = left[a : a + batch]
-        other = None if right is None else piece if right is left else right[a : a + batch]
-        parts = _folded(_products(piece, other))
-        sums[a : a + batch] = np.add.accumulate(parts, axis=1)[:, -1]
+    if size > _PIECE:
+        for k in range(count):
+            row = left[k * size : (k + 1) * size]
+            other = None if right is None else row if right is left else right[k * size : (k + 1) * size]
+            sums[k] = in_order(chunk_sums(row, other))
+        return sums
+    batch = min(count, _PIECE // size)
+    add_up = _Lanes(batch * (size + LANES), left, right)
+    if size <= LANES:
+        for a in range(0, count, batch):
+            rows = min(batch, count - a)
+            sums[a : a + rows] = _folded(add_up.products(a * size, rows, size).T.copy())
+        return sums
+    chunks = -(-size // CHUNK)
+    group = max(1, _FOLDED // (chunks * LANES * batch)) * batch
+    for start in range(0, count, group):
+        stop = min(start + group, count)
+        lanes = np.empty((stop - start, chunks, LANES))
+        for a in range(start, stop, batch):
+            rows = min(batch, stop - a)
+            add_up(a * size, rows, size, lanes[a - start : a - start + rows])
+        parts = _folded(lanes.reshape(-1, LANES).T.copy()).reshape(-1, chunks)
+        sums[start:stop] = np.add.accumulate(parts, axis=1)[:, -1]
     return sums
 
 
-def _products(left: Array, right: Array | None) -> Floats:
-    wide = left.astype(np.float64)
-    if right is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            wide *= wide if right is left else right
-    return wide
+class _Lanes:
+    """Adds up lanes, in memory that is used again for every piece: to get new memory costs as much as to add.
+
+    Args:
+        size: Entries of the largest piece, each row of it with room for `LANES` more.
+        left: What is added up: its entries or, with `right`, the products.
+        right: The other factors.
+    """
+
+    def __init__(self, size: int, left: Array, right: Array | None) -> None:
+        self._left, self._right = left, right
+        self._memory = np.empty((1 if right is None or right is left else 2, size + LANES))
+        # Products of short floats are exact in float64: it does not matter whether they are rounded.
+        self._exact = right is not None and _is_short(left) and _is_short(right)
+
+    def __call__(self, start: int, rows: int, size: int, lanes: Floats) -> None:
+        """Write the lanes of each row's chunks, shape ``(rows, chunks, LANES)``."""
+        whole = size // CHUNK
+        if whole:
+            self._add(start, rows, size, slice(0, whole * CHUNK), lanes[:, :whole])
+        if size % CHUNK:
+            self._add(start, rows, size, slice(whole * CHUNK, size), lanes[:, whole:])
+
+    def products(self, start: int, rows: int, size: int) -> Floats:
+        """What is added up, in float64, shape ``(rows, size)``."""
+        ours, theirs = self._factors(start, rows, size, slice(0, size), size)
+        return ours if theirs is None else _multiplied(ours, theirs)
+
+    def _add(self, start: int, rows: int, size: int, part: slice, lanes: Floats) -> None:
+        width = part.stop - part.start
+        ours, theirs = self._factors(start, rows, size, part, width + -width % LANES)
+        shape = rows, lanes.shape[1], -1, LANES
+        if theirs is not None and self._exact:
+            np.einsum("rcij,rcij->rcj", ours.reshape(shape), theirs.reshape(shape), out=lanes)
+        else:
+            products = ours if theirs is None else _multiplied(ours, theirs)
+            np.einsum("rcij->rcj", products.reshape(shape), out=lanes)
+
+    def _factors(
+        self, start: int, rows: int, size: int, part: slice, padded: int
+    ) -> tuple[Floats, Floats | None]:
+        """A part of each row in float64, with zeros, which change no sum, up to a round of all lanes."""
+        wide = []
+        for memory, side in zip(self._memory, (self._left, self._right), strict=False):
+            table = memory[: rows * padded].reshape(rows, padded)
+            entries = side[start : start + rows * size].reshape(rows, size)[:, part]  # type: ignore[index]
+            width = entries.shape[1]
+            table[:, :width] = entries
+            if padded > width:
+                table[:, width:] = 0.0
+            wide.append(table)
+        return wide[0], None if self._right is None else wide[-1]
 
 
-def _folded(products: Floats) -> Floats:
-    """Chunk sums of each row, shape ``(rows, chunks)``."""
-    rows, size = products.shape
-    unit = CHUNK if size > CHUNK else LANES
-    if size % unit:
-        # Zeros change no sum, and every lane then has as many entries.
-        padded = np.zeros((rows, size + -size % unit))
-        padded[:, :size] = products
-        products = padded
+def _is_short(array: Array) -> bool:
+    return array.dtype.kind == "f" and array.dtype.itemsize <= 4
+
+
+def _multiplied(left: Floats, right: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
-        lanes = np.add.reduce(products.reshape(rows, -(-size // CHUNK), -1, LANES), axis=2)
-        half = LANES // 2
+        return np.multiply(left, right, out=left)
+
+
+def _folded(lanes: Floats) -> Any:
+    """The sum of up to `LANES` lanes (or rows of lanes): the second half is added to the first, and so on."""
+    count, half = len(lanes), LANES // 2
+    with np.errstate(over="ignore", invalid="ignore"):
         while half:
-            lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+            if count > half:
+                lanes[: count - half] += lanes[half:count]
+                count = half
             half //= 2
-    folded: Floats = lanes[..., 0]
-    return folded
+        return lanes[0] + 0.0  # a lane without entries is 0.0
 
 
 def _reals(left: Array, right: Array) -> tuple[Array, Array]:
