@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -78,9 +78,9 @@ class Optimizer:
     ) -> None:
         self._lrate: float | Schedule = rate_of("lrate", lrate)
         self._w_decay: float | Schedule = rate_of("w_decay", w_decay)
-        self.regularizers = _plugins(regularizers, Regularizer, REGULARIZERS)
-        self.modules = _plugins(modules, OptiModule, OPTI_MODULES)
-        self.groups = groups_of(groups)
+        self._regularizers = tuple(_plugins(regularizers, Regularizer, REGULARIZERS))
+        self._modules = tuple(_plugins(modules, OptiModule, OPTI_MODULES))
+        self._groups = groups_of(groups)
         verify_settings(self.groups, self.plugins)
         self._scheduled = self._find_schedules()
         for place, plugin in enumerate(self.plugins):
@@ -149,6 +149,33 @@ class Optimizer:
                 )
 
     @property
+    def regularizers(self) -> tuple[Regularizer, ...]:
+        """Regularizers in the order in which they run; fixed, because all was verified together."""
+        return self._regularizers
+
+    @regularizers.setter
+    def regularizers(self, value: object) -> NoReturn:
+        raise _fixed("regularizers")
+
+    @property
+    def modules(self) -> tuple[OptiModule, ...]:
+        """Modules in the order in which they run, fixed likewise; their hyper-parameters may be set."""
+        return self._modules
+
+    @modules.setter
+    def modules(self, value: object) -> NoReturn:
+        raise _fixed("modules")
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """What differs between layers, fixed likewise."""
+        return self._groups
+
+    @groups.setter
+    def groups(self, value: object) -> NoReturn:
+        raise _fixed("groups")
+
+    @property
     def plugins(self) -> list[Plugin]:
         """Regularizers and modules in the order in which they run."""
         return [*self.regularizers, *self.modules]
@@ -156,7 +183,7 @@ class Optimizer:
     def __repr__(self) -> str:
         return (
             f"Optimizer(lrate={self.lrate!r}, w_decay={self.w_decay!r}, "
-            f"regularizers={self.regularizers!r}, modules={self.modules!r}"
+            f"regularizers={list(self.regularizers)!r}, modules={list(self.modules)!r}"
             f"{f', groups={list(self.groups)!r}' if self.groups else ''})"
         )
 
@@ -432,6 +459,13 @@ class Optimizer:
         keyed += [(f"modules.{i}.{p.name}", p) for i, p in enumerate(self.modules)]
         keyed += self._scheduled
         return keyed
+
+
+def _fixed(what: str) -> AttributeError:
+    return AttributeError(
+        f"Expected an optimizer's {what} to stay as they were verified, got an assignment. Build another "
+        f"Optimizer with the {what} that you want."
+    )
 
 
 def _scoped(reduction: Reduction, aux_name: str) -> Reduction:

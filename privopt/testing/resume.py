@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..plugin import Plugin, Regularizer
+from ..plugin import Plugin
 from ..vector import Vector
 from .inputs import SEVERAL, Shapes
 from .subject import Subject, difference, expect, frozen
@@ -123,11 +124,7 @@ def check_reset(subject: Subject) -> None:
     used.optimizer.reset()
     gap = difference(Trial(subject).optimizer.get_state(), used.optimizer.get_state())
     expect(gap is None, subject, f"Expected reset to forget everything, got {gap}.")
-    again = Trial(subject)
-    plugins = (
-        again.optimizer.regularizers if isinstance(used.plugin, Regularizer) else again.optimizer.modules
-    )
-    plugins[0] = used.plugin  # type: ignore[call-overload]  # the list of its own kind
+    again = Trial(dataclasses.replace(subject, make=lambda **config: used.plugin))
     gap = difference(live(subject).state(), again.play(LIFE).state())
     expect(gap is None, subject, f"Expected a plug-in that was reset to act like a fresh one, got {gap}.")
 
