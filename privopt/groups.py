@@ -38,7 +38,8 @@ class Group:
         frozen: Nothing of these tensors changes; their gradients count as zeros everywhere. False thaws what
             an earlier group froze.
         settings: Hyper-parameters of plug-ins, ``{"adam.eps": 1e-8}``, or ``{"eps": 1e-8}`` where one plug-in
-            has that name. Only numbers that enter the arithmetic can differ.
+            has that name, or ``{"modules.1.adam.eps": 1e-8}`` where two are called adam (the keys of
+            `Optimizer.get_state`). Only numbers that enter the arithmetic can differ.
 
     Example:
         >>> Group(r".*(bias|norm)", w_decay=0.0)
@@ -227,16 +228,28 @@ def verify_settings(groups: Sequence[Group], plugins: Sequence[Plugin]) -> None:
 
 def _owner(key: str, plugins: Sequence[Plugin]) -> tuple[Plugin, str]:
     scope, _, name = key.rpartition(".")
+    places = _places(plugins)
     owners = [
         plugin
-        for plugin in plugins
-        if (not scope or plugin.name == scope)
+        for plugin, place in zip(plugins, places, strict=True)
+        if scope in ("", plugin.name, place)
         and any(f.name == plugin.aliases.get(name, name) for f in plugin._hyper)
     ]
     if len(owners) != 1:
-        known = sorted(f"{p.name}.{f.name}" for p in plugins for f in p._hyper)
-        got = "none" if not owners else " and ".join(repr(p.name) for p in owners)
-        raise ValueError(f"Expected one plug-in to own the setting {key!r}, got {got}. Settings: {known}.")
+        names = [plugin.name for plugin in plugins]
+        # A plug-in is called by its place only where its name is not enough.
+        called = {
+            id(plugin): plugin.name if names.count(plugin.name) == 1 else place
+            for plugin, place in zip(plugins, places, strict=True)
+        }
+        if owners:
+            full = " or ".join(repr(f"{called[id(owner)]}.{name}") for owner in owners)
+            got, hint = " and ".join(repr(owner.name) for owner in owners), f"Write {full}."
+        else:
+            fields = [(p, f.name) for p in plugins for f in p._hyper]
+            known = sorted(f"{called[id(p)]}.{f}" for p, f in fields if isinstance(getattr(p, f), float))
+            got, hint = "none", f"Settings: {known}."
+        raise ValueError(f"Expected one plug-in to own the setting {key!r}, got {got}. {hint}")
     plugin = owners[0]
     name = plugin.aliases.get(name, name)
     if not isinstance(getattr(plugin, name), float):
@@ -245,3 +258,14 @@ def _owner(key: str, plugins: Sequence[Plugin]) -> tuple[Plugin, str]:
             f"{getattr(plugin, name)!r}: it decides what is computed and cannot differ between tensors."
         )
     return plugin, name
+
+
+def _places(plugins: Sequence[Plugin]) -> list[str]:
+    """Where each stands in its optimizer, as `Optimizer.get_state` has it: ``"modules.1.adam"``."""
+    before: dict[str, int] = {}
+    found = []
+    for plugin in plugins:
+        kind = f"{plugin._kind()}s"
+        found.append(f"{kind}.{before.get(kind, 0)}.{plugin.name}")
+        before[kind] = before.get(kind, 0) + 1
+    return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -219,3 +220,77 @@ def test_a_list_is_asked_for() -> None:
         Optimizer(0.1, groups=Group("a"))  # type: ignore[arg-type]  # the mistake
     with pytest.raises(TypeError, match="got 'head'"):
         Optimizer(0.1, groups=["head"])  # type: ignore[list-item]  # the mistake
+
+
+# ---- two plug-ins of one name ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_of_two_modules_with_one_name_the_place_says_which_is_meant(name: str) -> None:
+    """Momentum of momentum, written out: in the head the second one has a beta of its own."""
+    with executor(name):
+        optimizer = Optimizer(
+            0.1,
+            modules=["momentum", ("momentum", {"beta": 0.8})],
+            groups=[Group("head", settings={"modules.1.momentum.beta": 0.25})],
+        )
+        assert set(optimizer.get_state()) == {"modules.0.momentum", "modules.1.momentum"}, "the same keys"
+        ours = vector(0)
+        theirs = {k: a.copy() for k, a in ours.coefs.items()}
+        first, second = ({k: np.zeros_like(a) for k, a in theirs.items()} for _ in range(2))
+        for step in range(6):
+            grads = vector(step + 1)
+            optimizer.step(grads, ours)
+            for k, g in grads.coefs.items():
+                first[k] = 0.9 * first[k] + g
+                second[k] = (0.25 if k.startswith("head") else 0.8) * second[k] + first[k]
+                theirs[k] -= 0.1 * second[k]
+    for k, a in ours.coefs.items():
+        np.testing.assert_allclose(a, theirs[k], rtol=1e-12)
+
+
+def test_of_two_regularizers_with_one_name_the_place_says_which_is_meant() -> None:
+    groups = [Group(".*bias", settings={"regularizers.0.ridge.alpha": 0.0})]
+    optimizer = Optimizer(
+        1.0, regularizers=[("ridge", {"alpha": 2.0}), ("ridge", {"alpha": 0.5})], groups=groups
+    )
+    weights = vector(0)
+    updates = optimizer.compute_updates(weights.full_like(0.0), weights).coefs
+    for k, w in weights.coefs.items():
+        # The gradient of alpha * w^2 is 2 * alpha * w.
+        np.testing.assert_allclose(updates[k], -2 * (0.5 if "bias" in k else 2.5) * w, rtol=1e-12)
+    again = Optimizer.from_config(json.loads(json.dumps(optimizer.get_config())))
+    assert again.groups == optimizer.groups
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (
+            "momentum.beta",
+            "got 'momentum' and 'momentum'. Write 'modules.0.momentum.beta' or 'modules.2.momentum.beta'.",
+        ),
+        (
+            "beta",
+            "got 'momentum' and 'rmsprop' and 'momentum'. "
+            "Write 'modules.0.momentum.beta' or 'rmsprop.beta' or 'modules.2.momentum.beta'.",
+        ),
+        (
+            "modules.1.momentum.beta",
+            "got none. Settings: ['modules.0.momentum.beta', 'modules.2.momentum.beta', 'ridge.alpha', ",
+        ),
+        ("modules.3.momentum.beta", "got none."),
+        ("modules.beta", "got none."),
+        ("modules.0.beta", "got none."),
+    ],
+)
+def test_a_setting_that_names_none_or_several_says_how_each_is_spelled(key: str, says: str) -> None:
+    modules = ["momentum", "rmsprop", "momentum"]
+    with pytest.raises(ValueError, match=re.escape(f"own the setting {key!r}, {says}")):
+        Optimizer(0.1, regularizers=["ridge"], modules=modules, groups=[Group("head", settings={key: 0.5})])
+
+
+@pytest.mark.parametrize("key", ["rmsprop.beta", "modules.1.rmsprop.beta", "modules.1.rmsprop.eps", "eps"])
+def test_a_place_is_accepted_where_the_name_would_do(key: str) -> None:
+    modules = ["momentum", "rmsprop", "momentum"]
+    Optimizer(0.1, modules=modules, groups=[Group("head", settings={key: 0.5})]).verify(vector(0).layout)
