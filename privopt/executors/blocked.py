@@ -127,13 +127,9 @@ def _planned(job: Pass, targets: Sequence[Array]) -> _Plan:
     """The plan of a program for arrays that are the same ones in the same places."""
     seen: dict[int, int] = {}
     places = tuple(seen.setdefault(id(a), len(seen)) for a in [*job.arrays, *targets])
-    fits = tuple(
-        t.dtype.name == job.program.dtypes[node] for node, t in zip(job.program.outputs, targets, strict=True)
-    )
-    key = ("blocked", places, fits)
-    found: _Plan | None = job.program.kernels.get(key)
+    found: _Plan | None = job.program.kernels.get(("blocked", places))
     if found is None:
-        found = job.program.kernels[key] = _Planner(job.program, places, fits).plan()
+        found = job.program.kernels["blocked", places] = _Planner(job.program, places).plan()
     return found
 
 
@@ -282,14 +278,12 @@ class _Planner:
     Args:
         program: What to compute.
         places: For each array and then each target a number: equal ones are one array.
-        fits: For each output whether its target has the node's dtype.
     """
 
-    def __init__(self, program: Program, places: Sequence[int], fits: Sequence[bool]) -> None:
+    def __init__(self, program: Program, places: Sequence[int]) -> None:
         self.code, self.dtypes, self.outputs = program.code, program.dtypes, program.outputs
-        leaves = len(places) - len(fits)
+        leaves = len(places) - len(program.outputs)
         self.places, self.into = places[:leaves], places[leaves:]
-        self.fits = fits
         self.made = _Plan()
         self.at: dict[int, int] = {}
         """Register of each node."""
@@ -323,7 +317,8 @@ class _Planner:
                 continue
             inputs = [int(x) for x in operands]
             if op == "leaf":
-                self.at[node] = self._leaf(inputs[0])
+                self.at[node] = self._new()
+                self.made.leaves.append((self.at[node], inputs[0]))
             elif op == "spread":
                 self.at[node] = self._new()
                 self.made.spreads.append(
@@ -341,13 +336,6 @@ class _Planner:
     def _new(self) -> int:
         self.made.registers += 1
         return self.made.registers - 1
-
-    def _leaf(self, k: int) -> int:
-        for register, other in self.made.leaves:
-            if self.places[other] == self.places[k]:
-                return register
-        self.made.leaves.append((self._new(), k))
-        return self.made.leaves[-1][0]
 
     def _number(self, k: int, dtype: str | None) -> int:
         found = self.numbers.get((k, dtype))
@@ -423,22 +411,18 @@ class _Planner:
     def _target(self, node: int, until: int, direct: dict[int, int]) -> int:
         """A register to write a node into: a target's, where nothing after `until` reads what it holds."""
         for k, output in enumerate(self.outputs):
-            place = self.into[k]
-            if (
-                self.roots[output] == node
-                and self.fits[k]
-                and self.into.count(place) == 1
-                and all(
-                    user <= until
-                    for leaf, (op, *operands) in enumerate(self.code)
-                    if op == "leaf" and self.places[int(operands[0])] == place
-                    for user in self.users[leaf]
-                )
-            ):
+            if self.roots[output] == node and self._last_read(self.into[k]) <= until:
                 direct[k] = register = self._new()
                 self.made.targets.append((register, k))
                 return register
         return self._slot(self.dtypes[node])
+
+    def _last_read(self, place: int) -> int:
+        """The last node that reads an array's own values."""
+        leaves = [
+            k for k, (op, *x) in enumerate(self.code) if op == "leaf" and self.places[int(x[0])] == place
+        ]
+        return max((user for leaf in leaves for user in self.users[leaf]), default=-1)
 
     def _step(
         self, function: Callable[..., Any], registers: Sequence[int], result: int | None = None
@@ -463,11 +447,7 @@ class _Planner:
         for register, k in sources:
             target = self._new()
             self.made.targets.append((target, k))
-            self._step(_assign, [register, target])
-
-
-def _assign(values: Array, out: Array) -> None:
-    np.copyto(out, values, casting="same_kind")
+            self._step(_cast, [register, target])
 
 
 def _computed(op: str, *operands: Any) -> Array:
