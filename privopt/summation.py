@@ -17,9 +17,9 @@ __all__ = ["CHUNK", "LANES", "chunk_sums", "dot", "in_order", "segment_dots", "t
 
 CHUNK = 4096
 LANES = 32
-_PIECE = 16 * CHUNK
+_PIECE = 32 * CHUNK
 """Entries held in float64 at a time: they stay in cache."""
-_GROUP = 32 * _PIECE
+_GROUP = 16 * _PIECE
 """Entries whose lanes are folded together: a few calls for many chunks."""
 _FOLDED = 1 << 16
 """Lanes of rows that are folded together."""

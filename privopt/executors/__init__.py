@@ -216,7 +216,11 @@ def sum_products(backend: Backend, left: Array, right: Array | None, where: Bloc
             return total
     if _summed_by_torch(backend, where):
         return _loaded("torch_fused").sum_products(left, right)  # type: ignore[no-any-return]
-    # In one thread: numpy holds the interpreter too often for two to be faster.
+    if backend.name in ("numpy", "torch") and where.device == "cpu" and where.dtype in ("float32", "float64"):
+        ours = backend.to_numpy(left)
+        return blocked.sum_products(
+            ours, None if right is None else ours if right is left else backend.to_numpy(right)
+        )
     return backend.sum(left) if right is None else backend.dot(left, right)
 
 

@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import summation
 from ..backends import Array, Backend, named_backend
 from ..expression import BINARY, UNARY, Program, nodes_of
 from .passes import Pass
 from .threads import in_parallel
 
-__all__ = ["interpret", "run"]
+__all__ = ["interpret", "run", "sum_products"]
 
 BLOCK = 1 << 17
 """Entries of a block: small enough for the last cache, large enough that threads seldom wait for each other,
 which they do where two need the interpreter at once."""
+SHARE = 1 << 19
+"""Entries that a thread adds up at a time; whole chunks of `summation`."""
 
 
 def run(job: Pass) -> list[Array]:
@@ -101,6 +104,23 @@ def _spread(backend: Backend, job: Pass, point: Any, start: int, stop: int, dtyp
     cuts = np.clip(job.bounds[first : end + 1], start, stop)
     sizes: Sequence[int] = np.diff(cuts).tolist()
     return backend.repeat(np.asarray(point[first:end], np.float64), sizes, dtype, job.device)
+
+
+def sum_products(left: npt.NDArray[Any], right: npt.NDArray[Any] | None) -> float:
+    """`summation.dot` of real arrays, or `summation.total`, by several threads: the same bits."""
+    if left.size <= SHARE:
+        return summation.total(left) if right is None else summation.dot(left, right)
+    sums = np.empty(-(-left.size // summation.CHUNK))
+
+    def part(start: int, stop: int) -> None:
+        ours = left[start:stop]
+        theirs = None if right is None else ours if right is left else right[start:stop]
+        first = start // summation.CHUNK
+        found = summation.chunk_sums(ours, theirs)
+        sums[first : first + len(found)] = found
+
+    in_parallel(part, left.size, SHARE)
+    return summation.in_order(sums)
 
 
 # ---- numpy ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privopt import Optimizer, OptiModule, Vector, executor, state
+from privopt import Optimizer, OptiModule, Vector, executor, state, summation
 from privopt.backends import named_backend
 from privopt.executors import Pass, blocked, num_threads, set_num_threads
 from privopt.expression import Instruction, pruned
@@ -281,6 +281,24 @@ def test_random_programs_are_what_the_interpreter_makes_of_them(seed: int) -> No
     bounds = np.array([0, *cuts, SIZE], np.int64)
     points = [rng.standard_normal(len(bounds) - 1) for _ in range(2)]
     ran(code, outputs, arrays, into, scalars, points, bounds)
+
+
+# ---- sums -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [blocked.SHARE, blocked.SHARE + 1, 3 * blocked.SHARE + 5000])
+def test_sums_by_several_threads_are_the_bits_of_one(size: int) -> None:
+    x, y = (np.random.default_rng(k).standard_normal(size).astype("float32") for k in (0, 1))
+    before = num_threads()
+    try:
+        for threads in (1, 2, 5):
+            set_num_threads(threads)
+            assert blocked.sum_products(x, y) == summation.dot(x, y)
+            assert blocked.sum_products(x, x) == summation.dot(x, x)
+            assert blocked.sum_products(x, None) == summation.total(x)
+    finally:
+        set_num_threads(before)
+    assert np.isclose(summation.dot(x, y), float(x.astype("float64") @ y), rtol=1e-10)
 
 
 # ---- steps ------------------------------------------------------------------------------------------------
