@@ -61,6 +61,28 @@ def test_sums_follow_the_documented_order(size: int, dtype: str) -> None:
     assert summation.dot(x, x) == pytest.approx(float(np.sum(x.astype("float64") ** 2)), rel=1e-13)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_order_holds_across_pieces_and_rows_of_every_length(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summation, "_PIECE", 2 * summation.CHUNK)
+    monkeypatch.setattr(summation, "_GROUP", 4 * summation.CHUNK)
+    monkeypatch.setattr(summation, "_FOLDED", 4 * summation.LANES)
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(36_001).astype(dtype) for _ in range(2))
+    ones = np.ones(x.size)
+    for size in (8192, 8193, 16_384, 16_385, 36_001):
+        assert summation.dot(x[:size], y[:size]) == slow_sum(x[:size], y[:size])
+    for length in (1, 3, 31, 32, 33, 40, 4095, 4096, 5000, 9000):
+        starts = list(range(0, min(x.size, 9 * length), length))
+        ends = [*starts[1:], starts[-1] + length]
+        left, right = x[: ends[-1]], y[: ends[-1]]
+        for ours, theirs, factors in ((left, right, right), (left, left, left), (left, None, ones)):
+            found = summation.segment_dots(ours, theirs, starts)
+            expected = [slow_sum(ours[a:b], factors[a:b]) for a, b in zip(starts, ends, strict=True)]
+            assert found.tolist() == expected, length
+
+
 @pytest.mark.parametrize("name", ["llvm", "blocked", "auto"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_compiled_and_parallel_sums_are_the_same_bits(name: str, dtype: str) -> None:
