@@ -46,8 +46,8 @@ SMALL = 1 << 14
 """Below this many entries a step that nothing compiles is not recorded by default: its calls, not memory, are
 what it costs."""
 
-LENT = 1 << 16
-"""Below this many entries, making a framework's arrays costs more than its own compiler does."""
+LENT = {"jax": 1 << 17, "tensorflow": 0}
+"""Below this many entries, making the framework's arrays costs more than its own compiler does."""
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("privopt_executor", default="")
 
@@ -152,9 +152,8 @@ def run(job: Pass) -> list[Array]:
 
 def _run_lent(job: Pass, name: str) -> list[Array] | None:
     """The results of compiled code in memory that is lent to the framework, where that pays."""
-    if name not in ("auto", "llvm") or job.device != "cpu" or job.size < LENT:
-        return None
-    if not job.program.compilable or not _has_llvm():
+    pays = name == "llvm" or (name == "auto" and job.size >= LENT[job.backend.name])
+    if not pays or job.device != "cpu" or not job.program.compilable or not _has_llvm():
         return None
     done: list[Array] | None = _loaded("lent").run(job, _loaded("llvm").run)
     return done

@@ -14,7 +14,8 @@ from privopt.executors import LENT, executor, llvm
 from tests.privopt.frameworks import make, wide
 
 FRAMEWORKS = ["jax", "tensorflow"]
-SHAPES: dict[str, Any] = {"w": (250, 200), "v": (LENT - 50_000 + 16,), "b": ()}
+SIZE = max(LENT.values())
+SHAPES: dict[str, Any] = {"w": (250, 200), "v": (SIZE - 50_000 + 16,), "b": ()}
 CHAIN: dict[str, Any] = {"lrate": 0.1, "w_decay": 0.01, "modules": ["l2-global-clipping", "adam"]}
 
 
@@ -276,7 +277,7 @@ def test_of_two_blocks_none_is_written_when_one_fails(
     framework: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with wide(framework):
-        arrays: dict[str, np.ndarray] = {"narrow": np.ones(LENT, np.float32), "wide": np.ones(LENT)}
+        arrays: dict[str, np.ndarray] = {"narrow": np.ones(SIZE, np.float32), "wide": np.ones(SIZE)}
         optimizer, weights = Optimizer(lrate=0.5, modules=["momentum"]), make(framework, arrays, None)
         assert len(weights.buffers) == 2
         for _ in range(2):
@@ -313,8 +314,17 @@ def test_float64_stays_float64(framework: str) -> None:
     np.testing.assert_array_equal(found, numbers(vectors["weights"]))
 
 
-def test_a_small_model_is_left_to_the_frameworks_compiler(framework: str, compiled: list[int]) -> None:
-    weights = make(framework, {"w": np.ones(8, np.float32)})
-    Optimizer(lrate=0.5).step(weights.full_like(1.0), weights)
-    np.testing.assert_array_equal(numbers(weights), 0.5)
-    assert not compiled
+@pytest.mark.parametrize(
+    ("framework", "by", "times"), [("jax", "auto", 0), ("jax", "llvm", 3), ("tensorflow", "auto", 3)]
+)
+def test_jax_compiles_small_models_itself_unless_told_otherwise(
+    framework: str, by: str, times: int, compiled: list[int]
+) -> None:
+    pytest.importorskip(framework)
+    weights = make(framework, {"w": np.ones(8, np.float32), "b": np.ones((), np.float32)})
+    with executor(by):
+        optimizer = Optimizer(lrate=0.5)
+        for _ in range(3):
+            optimizer.step(weights.full_like(1.0), weights)
+    np.testing.assert_array_equal(numbers(weights), -0.5)
+    assert compiled == [9] * times
