@@ -55,7 +55,7 @@ def run(job: Pass) -> list[Array] | None:
         found = job.program.kernels["torch fused"] = _recognised(job.program) or ()
     if not found or job.device.partition(":")[0] not in ("cpu", "cuda"):
         return None
-    chain, leaves, places, scaled = found
+    chain, leaves, places, clipped = found
     arrays = {name: job.arrays[k] for name, k in leaves.items()}
     outputs = ("w", "m", "v") if chain == "adam" else ("w", "b")
     if any(into is not arrays[name] for into, name in zip(job.into, outputs, strict=True)):
@@ -66,12 +66,15 @@ def run(job: Pass) -> list[Array] | None:
     kernel = _adam(arrays, numbers) if chain == "adam" else _momentum(arrays, numbers, chain == "nesterov")
     if kernel is None:
         return None
-    scale = numbers["scale"] if scaled else None
     with torch.no_grad():
         # On a CPU a piece's scaled gradients stay in cache; a GPU wants one launch.
-        for piece in _pieces(job.size) if job.device == "cpu" else [slice(0, job.size)]:
+        pieces = list(_pieces(job.size)) if job.device == "cpu" else [slice(0, job.size)]
+        memory = torch.empty_like(arrays["g"][pieces[0]]) if clipped else arrays["g"]
+        for piece in pieces:
             gradients = arrays["g"][piece]
-            kernel(piece, gradients if scale is None else gradients * scale)
+            if clipped:
+                gradients = torch.mul(gradients, numbers["scale"], out=memory[: len(gradients)])
+            kernel(piece, gradients)
     return [arrays[name] for name in outputs]
 
 

@@ -413,6 +413,19 @@ def test_the_arithmetic_is_recognised_whoever_wrote_it(monkeypatch: pytest.Monke
     assert kernel_calls(monkeypatch, [lambda: MyAdam(rest=1 - 0.8)]) == 4
 
 
+@pytest.mark.parametrize("module", ["adam", "momentum"])
+def test_a_chain_in_several_pieces_leaves_the_gradients_alone(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_fused, "PIECE", 3000)
+    modules = ["l2-global-clipping", module]
+    assert kernel_calls(monkeypatch, modules) == 4 * -(-sum(a.size for a in arrays(0).values()) // 3000)
+    gradients, weights = tensors(1), tensors(0)
+    with executor("torch"):
+        Optimizer(0.05, modules=modules).step(gradients, weights)
+    np.testing.assert_array_equal(gradients.flatten(), tensors(1).flatten())
+
+
 @pytest.mark.parametrize("step", [1, 2, 7, 1000, 30_000])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.99), (0.9, 0.0), (0.5, 0.5)])
 def test_the_step_is_read_off_both_debiasing_factors(step: int, betas: tuple[float, float]) -> None:
