@@ -8,6 +8,7 @@ another folder; empty, it turns the disk off.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +30,10 @@ KEPT = 256
 """Most kernels that stay on disk; the least recently used go first."""
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_HOUR = 3600.0
 _lock = threading.RLock()
-_engines: list[Any] = []
-"""What owns the machine code: it lives as long as the process, since addresses of it are handed out."""
+# A fork while another thread compiles would leave the child this lock, and LLVM's, held for ever.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Kernel(NamedTuple):
@@ -38,6 +41,8 @@ class Kernel(NamedTuple):
 
     address: int
     call: Callable[[Any], None]
+    owner: Any
+    """The code is there for as long as somebody refers to this."""
 
 
 def compiled(text: str, *names: str) -> tuple[Kernel, ...]:
@@ -53,10 +58,10 @@ def compiled(text: str, *names: str) -> tuple[Kernel, ...]:
     with _lock:
         engine = _engine(text)
         addresses = [int(engine.get_function_address(name)) for name in names]
-        return tuple(Kernel(address, _FUNCTION(address)) for address in addresses)
+        return tuple(Kernel(address, _FUNCTION(address), engine) for address in addresses)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _engine(text: str) -> Any:
     machine = _machine()
     code = _kept(text)
@@ -69,7 +74,6 @@ def _engine(text: str) -> Any:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _new_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _engines.append(engine)
     return engine
 
 
@@ -110,10 +114,15 @@ def _kept(text: str) -> bytes | None:
         return None
     path = folder / _name(text)
     try:
-        data = path.read_bytes()
-        os.utime(path)
+        with path.open("rb") as file:
+            # The file itself: the folder may be another by now, if what it lies in is not ours.
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            data = file.read()
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a read-only disk, from which nothing is dropped either
+        os.utime(path)
     digest, code = data[:32], data[32:]
     return code if hashlib.sha256(code).digest() == digest else None
 
@@ -126,16 +135,24 @@ def _keep(text: str, code: bytes) -> None:
     neighbour = folder / f".{name}.{secrets.token_hex(4)}"
     try:
         # Whole or not at all, since another process may read it; after a crash it is written again.
+        neighbour.touch(mode=0o600, exist_ok=False)  # whatever the umask: see `_is_ours`
         neighbour.write_bytes(hashlib.sha256(code).digest() + code)
         neighbour.replace(folder / name)
         _drop_oldest(folder)
-    except OSError:  # a full or read-only disk
-        neighbour.unlink(missing_ok=True)
+    except OSError:  # a full or read-only disk, on which removing what is not there is an error too
+        with contextlib.suppress(OSError):
+            neighbour.unlink(missing_ok=True)
 
 
 def _drop_oldest(folder: Path) -> None:
-    kernels = sorted(folder.glob("k*.o"), key=lambda p: p.stat().st_mtime)
-    for old in kernels[:-KEPT]:
+    used = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process drops them too
+            used[path] = path.stat().st_mtime
+    kernels = sorted((path for path in used if path.match("k*.o")), key=used.__getitem__)
+    # What a process wrote that ended before it was done.
+    torn = [path for path in used if path.match(".k*.o.*") and used[path] < time.time() - _HOUR]
+    for old in [*kernels[:-KEPT], *torn]:
         old.unlink(missing_ok=True)
 
 
@@ -150,9 +167,11 @@ def cache_folder() -> Path | None:
             named = str(Path(named) / "privopt")
         folder = Path(named) / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return None
+        return folder if _is_ours(folder.stat()) else None
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
-    return folder
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether only this user can have written it."""
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

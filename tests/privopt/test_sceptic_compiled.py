@@ -1,0 +1,227 @@
+"""Compiled steps where others would rather not look: interrupts, forks, odd processors, odd disks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privopt.executors import threads
+
+llvm = pytest.importorskip("privopt.executors.llvm")
+kernels = pytest.importorskip("privopt.executors.kernels")
+
+ADD = """\
+define void @add(ptr %job) {{
+entry:
+  %x = load double, ptr %job, align 8
+  %y = fadd double %x, {}.0
+  store double %y, ptr %job, align 8
+  ret void
+}}
+"""
+"""Adds a number to the one that it is given."""
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_chosen", 2)
+
+
+def alone(script: str, timeout: float = 60) -> str:
+    """What a script prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, check=True
+    )
+    return done.stdout.strip()
+
+
+# ---- interrupts and forks ---------------------------------------------------------------------------------
+
+
+def test_memory_outlives_an_interrupted_pass(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A thread of our own still writes when the interrupt leaves the call: its memory must be there.
+    monkeypatch.setattr(threads, "_parallel", lambda: None)
+    started, go_on = threading.Event(), threading.Event()
+    memory = np.zeros(1000)
+    of_memory = weakref.ref(memory)
+    seen = []
+
+    def work(job: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            started.wait(10)
+        else:
+            started.set()
+            go_on.wait(10)
+            seen.append(of_memory() is not None)
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        threads.together(kernels.Kernel(0, work, None), (ctypes.c_int64 * 1)(), 2, memory)
+        ended = "by itself"
+    except KeyboardInterrupt:
+        ended = "by an interrupt"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    del memory
+    gc.collect()
+    go_on.set()
+    rest = threading.Event()
+    threads._pool[0].put(rest.set)
+    assert rest.wait(10)
+    assert (ended, seen) == ("by an interrupt", [True])
+    gc.collect()
+    assert of_memory() is None
+
+
+def test_a_child_of_a_process_that_compiles_can_compile() -> None:
+    script = f"""
+import os, threading, time
+os.environ["PRIVOPT_CACHE_DIR"] = ""
+from privopt.executors import kernels
+text = {ADD!r}
+kernels.compiled(text.format(0), "add")
+
+def compile_on():
+    for k in range(1, 10**6):
+        kernels.compiled(text.format(k), "add")
+
+threading.Thread(target=compile_on, daemon=True).start()
+for k in range(3):
+    time.sleep(0.01)
+    child = os.fork()
+    if not child:
+        kernels.compiled(text.format(10**7 + k), "add")
+        os._exit(0)
+    for _ in range(100):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, 9)
+        print("hung")
+os._exit(0)
+"""
+    assert alone(script) == ""
+
+
+def test_a_system_without_threads_to_give_costs_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(number: int) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_chosen", 64)
+    monkeypatch.setattr(threads, "_pool", [])
+    monkeypatch.setattr(threads, "_started", refused)
+    done = []
+    threads.in_parallel(lambda start, stop: done.append((start, stop)), 5, 2)
+    assert done == [(0, 2), (2, 4), (4, 5)]
+
+
+# ---- processors -------------------------------------------------------------------------------------------
+
+SUBNORMAL = """
+import numpy as np
+import torch
+from privopt import Optimizer, Vector, executor, set_num_threads
+from privopt.executors import threads
+set_num_threads(4)
+if {pool!r} == "own":
+    threads._parallel = lambda: None
+entries = np.arange(1, 1 + (1 << 19), dtype=np.uint32).view(np.float32)
+
+def step(by):
+    weights, gradients = Vector.build({{"w": entries}}), Vector.build({{"w": entries}})
+    with executor(by):
+        Optimizer(lrate=0.5).step(gradients, weights)
+    return weights.buffers[0].view(np.uint32)
+
+step("llvm"), step("blocked")  # threads begin to wait before anybody changes the mode
+for flush in (True, False, True):
+    torch.set_flush_denormal(flush)
+    whole = step("eager")
+    for by in ("llvm", "blocked"):
+        for _ in range(3):
+            print(flush, by, np.array_equal(step(by), whole))
+"""
+
+
+@pytest.mark.parametrize("pool", ["openmp", "own"])
+def test_all_threads_treat_subnormal_numbers_as_the_caller_does(pool: str) -> None:
+    pytest.importorskip("torch")
+    lines = alone(SUBNORMAL.format(pool=pool)).splitlines()
+    assert len(lines) == 18
+    assert [line for line in lines if not line.endswith("True")] == []
+
+
+# ---- the folder of kernels --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("PRIVOPT_CACHE_DIR", str(tmp_path))
+    mask = os.umask(0o002)
+    try:
+        found = kernels.cache_folder()
+        assert found is not None
+        yield found
+    finally:
+        os.umask(mask)
+
+
+def test_files_that_others_can_write_are_not_run(folder: Path) -> None:
+    kernels._keep("text", b"code")
+    assert kernels._kept("text") == b"code"
+    (file,) = folder.iterdir()
+    file.chmod(0o666)
+    assert kernels._kept("text") is None
+    kernels._keep("text", b"code")
+    assert kernels._kept("text") == b"code"
+
+
+def test_a_read_only_disk_costs_no_step_and_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels._keep("text", b"code")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for owner, name in ((os, "utime"), (Path, "touch"), (Path, "write_bytes"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, refused)
+    assert kernels._kept("text") == b"code"
+    kernels._keep("other", b"code")
+
+
+def test_what_a_killed_process_left_is_removed_in_time(folder: Path) -> None:
+    for name, age in ((".k0.o.old", 7200), (".k0.o.new", 0)):
+        (folder / name).write_bytes(b"torn")
+        then = (folder / name).stat().st_mtime - age
+        os.utime(folder / name, (then, then))
+    kernels._keep("text", b"code")
+    assert sorted(file.name[:4] for file in folder.iterdir()) == [".k0.", kernels._name("text")[:4]]
+
+
+def test_code_that_nobody_can_call_any_more_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIVOPT_CACHE_DIR", "")
+    (kept,) = kernels.compiled(ADD.format(40), "add")
+    (spent,) = kernels.compiled(ADD.format(41), "add")
+    reference = weakref.ref(spent.owner)
+    del spent
+    kernels._engine.cache_clear()
+    gc.collect()
+    assert reference() is None
+    number = ctypes.c_double(2.0)
+    kept.call(ctypes.byref(number))
+    assert number.value == 42.0
