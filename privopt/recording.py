@@ -144,9 +144,9 @@ class Tape:
         self.dtypes.append(dtypes)
         return int(place.node)
 
-    def new_place(self, key: object, instruction: Instruction, dtypes: Dtypes) -> _Place:
-        """What follows from here by an operation that was not recorded here before."""
-        place = _Place(self._place, instruction, self._place.node + 1, dtypes, self.layout_of(dtypes))
+    def new_place(self, key: object, instruction: Instruction, dtypes: Dtypes, nodes: int = 1) -> _Place:
+        """What follows from here by an operation that was not recorded here before and adds `nodes`."""
+        place = _Place(self._place, instruction, self._place.node + nodes, dtypes, self.layout_of(dtypes))
         self._place.after[key] = place
         self._start.places += 1
         return place
@@ -298,8 +298,7 @@ class Tape:
             key = ("becomes", node, len(self.leaves) - 1)
             place = self._place.after.get(key)
             if place is None:
-                place = self.new_place(key, key, self.dtypes[node])
-                place.node -= 1  # no new node
+                place = self.new_place(key, key, self.dtypes[node], nodes=0)
             self._place = place
         return vector
 

@@ -73,6 +73,7 @@ def run(job: Pass) -> list[Any] | None:
     kernel, fields = made
     numbers = (ctypes.c_double * len(job.scalars))(*job.scalars)
     segments = bounds = points = 0
+    rows = None
     if program.segmented:
         rows = np.array(job.points, np.float64)
         segments, bounds, points = len(job.bounds) - 1, job.bounds.ctypes.data, rows.ctypes.data
@@ -80,6 +81,7 @@ def run(job: Pass) -> list[Any] | None:
         kernel,
         fields(0, job.size, PIECE, ctypes.addressof(numbers), bounds, points, segments, *addresses),
         -(-job.size // PIECE),
+        (arrays, numbers, rows, job.bounds),
     )
     return targets
 
@@ -180,7 +182,7 @@ def _sum(backend: Backend, left: Any, right: Any | None, where: Block, chunks: _
     starts, ends, counts = chunks.addresses
     place = ctypes.addressof(parts)
     job = (ctypes.c_int64 * 8)(0, chunks.number, CHUNKS, starts, ends, place, one, other)
-    together(kernel, job, -(-chunks.number // CHUNKS))
+    together(kernel, job, -(-chunks.number // CHUNKS), (left, right, chunks, parts))
     in_order.call((ctypes.c_int64 * 4)(chunks.segments, place, counts, sums))
     return True
 

@@ -75,7 +75,8 @@ def in_parallel(work: Work, size: int, step: int) -> None:
     """Call ``work(start, stop)`` for pieces of ``range(size)``, each `step` long but the last.
 
     Pieces are handed out as threads become free. Returns when all are done; the first error of
-    a piece is raised then.
+    a piece is raised then. An interrupt may end the call before: what pieces write to must be kept
+    alive by `work`, and nobody may look at it.
     """
     pieces = -(-size // step)
     others = min(num_threads(), pieces) - 1
@@ -86,6 +87,7 @@ def in_parallel(work: Work, size: int, step: int) -> None:
     starts = iter(range(0, size, step))
     errors: list[BaseException] = []
     done = threading.Semaphore(0)
+    mode = _mode()
 
     def share() -> None:
         # `next` on a range's iterator is one bytecode of C: each piece goes to one thread.
@@ -96,12 +98,16 @@ def in_parallel(work: Work, size: int, step: int) -> None:
             errors.append(error)
 
     def helped() -> None:
+        _set_mode(mode)
         share()
         done.release()
 
     with _lock:
         while len(_pool) < others:
-            _pool.append(_started(len(_pool)))
+            try:
+                _pool.append(_started(len(_pool)))
+            except RuntimeError:  # the system gives no more threads: fewer do the same
+                break
         workers = _pool[:others]
     for worker in workers:
         worker.put(helped)
@@ -116,23 +122,31 @@ _openmp: Any = None
 _forked = False
 
 
-def together(kernel: Kernel, job: Any, pieces: int) -> None:
-    """Run machine code on one job by several threads.
+def together(kernel: Kernel, job: Any, pieces: int, held: object) -> None:
+    """Run machine code on one job by several threads, all treating subnormal numbers as the caller does.
 
     Args:
         kernel: A function that takes the job and returns when no piece of it is left to take.
         job: A ctypes array.
         pieces: How many there are to take.
+        held: What the addresses in the job point to. It is kept until the last thread is done, which is
+            later than this returns where an interrupt ends the call.
     """
     threads = min(num_threads(), pieces) if pieces > 1 else 1
     if threads <= 1:
         kernel.call(job)
         return
     parallel = _parallel()
-    if parallel is not None:
+    if parallel is None:
+        kept = kernel, job, held
+        in_parallel(lambda start, stop: kept[0].call(kept[1]), threads, 1)
+        return
+    mode = _mode()
+    if mode is None:
         parallel(kernel.address, job, threads, 0)
-    else:
-        in_parallel(lambda start, stop: kernel.call(job), threads, 1)
+        return
+    mode.kernel, mode.job = kernel.address, ctypes.addressof(job)
+    parallel(_in_mode().address, ctypes.byref(mode), threads, 0)
 
 
 def _parallel() -> Any:
@@ -148,6 +162,86 @@ def _parallel() -> Any:
         except (OSError, AttributeError):
             _openmp = False
     return _openmp or None
+
+
+# ---- how a processor treats subnormal numbers --------------------------------------------------------------
+
+# Each thread has a mode of its own (`torch.set_flush_denormal` sets the caller's). Threads that help take the
+# caller's over, lest results depend on who computed what.
+
+
+class _Mode(ctypes.Structure):
+    """A thread's floating-point environment, with what machine code needs to take it over."""
+
+    _fields_ = (
+        ("kernel", ctypes.c_void_p),
+        ("job", ctypes.c_void_p),
+        ("get", ctypes.c_void_p),
+        ("set", ctypes.c_void_p),
+        ("environment", ctypes.c_char * 224),  # C's fenv_t: 32 bytes on x86, 8 on ARM
+    )
+
+
+_ENVIRONMENT: int = _Mode.environment.offset
+
+
+def _mode() -> _Mode | None:
+    """The calling thread's; None where C has no word for it."""
+    functions = _environments()
+    if functions is None:
+        return None
+    mode = _Mode(0, 0, *functions[2:])
+    functions[0](ctypes.addressof(mode) + _ENVIRONMENT)
+    return mode
+
+
+def _set_mode(mode: _Mode | None) -> None:
+    functions = _environments()
+    if functions is not None and mode is not None:
+        functions[1](ctypes.addressof(mode) + _ENVIRONMENT)
+
+
+@functools.cache
+def _environments() -> tuple[Any, Any, int, int] | None:
+    """C's fegetenv and fesetenv, and their addresses."""
+    try:
+        library = ctypes.PyDLL(None)  # Python's own mathematics need the library: it is loaded
+        get, set_ = library.fegetenv, library.fesetenv
+    except (OSError, AttributeError, TypeError):
+        return None
+    get.argtypes = set_.argtypes = [ctypes.c_void_p]
+    addresses = [int(ctypes.cast(function, ctypes.c_void_p).value or 0) for function in (get, set_)]
+    return get, set_, addresses[0], addresses[1]
+
+
+@functools.cache
+def _in_mode() -> Kernel:
+    """Runs a kernel in the mode that it is given, and leaves the thread in its own."""
+    from .kernels import compiled
+
+    (found,) = compiled(_IN_MODE, "in_mode")
+    return found
+
+
+_IN_MODE = """\
+define void @in_mode(ptr %mode) {
+entry:
+  %own = alloca [224 x i8], align 16
+  %kernel = load ptr, ptr %mode, align 8
+  %job.at = getelementptr ptr, ptr %mode, i64 1
+  %job = load ptr, ptr %job.at, align 8
+  %get.at = getelementptr ptr, ptr %mode, i64 2
+  %get = load ptr, ptr %get.at, align 8
+  %set.at = getelementptr ptr, ptr %mode, i64 3
+  %set = load ptr, ptr %set.at, align 8
+  %environment = getelementptr ptr, ptr %mode, i64 4
+  %got = call i32 %get(ptr %own)
+  %taken = call i32 %set(ptr %environment)
+  call void %kernel(ptr %job)
+  %back = call i32 %set(ptr %own)
+  ret void
+}
+"""
 
 
 def _started(number: int) -> queue.SimpleQueue[Callable[[], None]]:
