@@ -24,7 +24,7 @@ from .threads import in_parallel
 
 __all__ = ["interpret", "run", "sum_products"]
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Entries of a block: small enough for the last cache, large enough that threads seldom wait for each other,
 which they do where two need the interpreter at once."""
 SHARE = 1 << 19
