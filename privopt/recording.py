@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from .backends import Array, Backend
 from .executors import Pass, run, segment_products, sum_products
@@ -78,11 +79,12 @@ class _Place:
 class _Start(_Place):
     """Where a step over one layout in one framework begins."""
 
-    __slots__ = ("layouts", "places")
+    __slots__ = ("bounds", "layouts", "places")
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(None, (), -1, (), layout)
         self.layouts: dict[Dtypes, Layout] = {layout.dtypes: layout}
+        self.bounds: dict[tuple[Layout, int], npt.NDArray[np.int64]] = {}
         self.places = 0
 
 
@@ -258,7 +260,11 @@ class Tape:
                 # Numbers per tensor beside numbers per row: repeat each for its tensor's rows.
                 part = part[np.searchsorted(own_starts, starts, side="right") - 1]
             values.append(part)
-        return values, np.array([*starts, self.layout.blocks[block].size], np.int64)
+        bounds = self._start.bounds.get((layout, block))
+        if bounds is None:  # of a million rows it takes longer to make than all the rest
+            bounds = np.array([*starts, self.layout.blocks[block].size], np.int64)
+            self._start.bounds[layout, block] = bounds
+        return values, bounds
 
     def sums(self, left: int, right: int | None, segments: Layout | None) -> Any:
         """Inner products of two nodes (or sums of one), over all or of each segment; kept for the step."""
@@ -392,7 +398,7 @@ class Recorded(Vector):
             node = tape.leaf(other)
             return node, tape.dtypes[node]
         if isinstance(other, PerTensor):
-            if other.layout.names != self.layout.names and other.layout.names != self.layout.rows.names:
+            if not self._spreads_over(other.layout):
                 raise ValueError(
                     "Expected a PerTensor of this Vector's layout, got one that names other tensors."
                 )
@@ -403,6 +409,13 @@ class Recorded(Vector):
             value = other.item() if isinstance(other, np.number) else other
             return tape.number(value), type(value)
         return None
+
+    def _spreads_over(self, segments: Layout) -> bool:
+        """Whether these are segments of this layout; by name only where need be, of a million rows."""
+        own = self.layout
+        if segments is own or segments is own.rows:
+            return True
+        return segments.names in (own.names, own.rows.names)
 
     def _binary(self, operation: str, other: object, swap: bool = False) -> Vector:
         if operation == "pow" and not swap and isinstance(other, int | float):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import operator
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -153,8 +154,9 @@ class Step:
                 if node == tape.known(start):
                     unchanged[key] = start
                     continue
-                # Memory that somebody else may hold (a state set from outside) is not written to.
-                if self._owned.get(key) is not start:
+                # Memory that somebody else may hold (a state set from outside) is not written to, nor twice
+                # (a state that is stepped on as weights).
+                if self._owned.get(key) is not start or _shares(start, weights):
                     start = None
             nodes.append(node)
             kept.append(key)
@@ -228,6 +230,11 @@ def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
     if target is None or target.layout.dtypes != tape.dtypes[node]:
         return None
     return target
+
+
+def _shares(state: Vector, weights: Vector | None) -> bool:
+    """Whether a state lies where the weights are."""
+    return weights is not None and any(map(operator.is_, state.buffers, weights.buffers))
 
 
 def _vectors_in(value: Any, depth: int = 4) -> Sequence[Vector]:

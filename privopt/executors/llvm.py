@@ -60,11 +60,12 @@ def run(job: Pass) -> list[Any] | None:
         targets.append(target)
     addresses = [_address(array, by_numpy) for array in arrays]
     kernels = program.kernels
-    if addresses != kernels.get("plain"):
+    overwritten = tuple(shared)
+    placed = overwritten, addresses
+    if placed != kernels.get("plain"):
         if not _plain(arrays, addresses, len(job.arrays), shared):
             return None
-        kernels["plain"] = addresses
-    overwritten = tuple(shared)
+        kernels["plain"] = placed
     made = kernels.get(overwritten)
     if made is None:
         (kernel,) = compiled(source(program, overwritten), "kernel")
@@ -115,7 +116,7 @@ def _plain(arrays: Sequence[Any], addresses: Sequence[int], leaves: int, shared:
         spans[k][0] < stop and start < spans[k][1]
         for k in written
         for start, stop in spans
-        if start != spans[k][0]
+        if (start, stop) != spans[k]
     )
 
 

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privopt.executors import threads
+from privopt import Optimizer, OptiModule, Vector, executor, state
+from privopt.executors import Pass, threads
+from privopt.expression import pruned
 
 llvm = pytest.importorskip("privopt.executors.llvm")
 kernels = pytest.importorskip("privopt.executors.kernels")
@@ -137,7 +139,9 @@ SUBNORMAL = """
 import numpy as np
 import torch
 from privopt import Optimizer, Vector, executor, set_num_threads
-from privopt.executors import threads
+from privopt import Optimizer, OptiModule, Vector, executor, state
+from privopt.executors import Pass, threads
+from privopt.expression import pruned
 set_num_threads(4)
 if {pool!r} == "own":
     threads._parallel = lambda: None
@@ -225,3 +229,58 @@ def test_code_that_nobody_can_call_any_more_is_freed(monkeypatch: pytest.MonkeyP
     number = ctypes.c_double(2.0)
     kept.call(ctypes.byref(number))
     assert number.value == 42.0
+
+
+# ---- one memory, several names ----------------------------------------------------------------------------
+
+
+class Exchange(OptiModule):
+    """Two states that change places, one of them new."""
+
+    name = "exchange-of-states"
+    m: Vector = state(0.0)
+    v: Vector = state(1.0)
+
+    def run(self, gradients: Vector, weights: Vector) -> Vector:
+        self.m, self.v = 0.5 * self.v + gradients, self.m
+        return self.m - 0.1 * weights
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["eager", "blocked", "llvm"])
+def test_a_state_that_is_stepped_on_as_weights_is_one_of_the_two_afterwards(name: str, wrapped: bool) -> None:
+    ones = np.ones(5, np.float32)
+    optimizer = Optimizer(lrate=1.0, modules=[module := Exchange()])
+    with executor(name):
+        optimizer.step(Vector.build({"w": ones}), Vector.build({"w": ones}))
+        weights = module.m  # 0.5 * 1 + 1
+        if wrapped:
+            weights = Vector(weights.layout, weights.buffers, weights._backend)
+        optimizer.step(Vector.build({"w": ones}), weights)
+    # m: 0.5 * v + 1, of v = 0; weights: 1.5 - (1 - 0.1 * 1.5)
+    np.testing.assert_allclose(weights.buffers[0], 0.65 * ones, rtol=1e-6)
+    np.testing.assert_array_equal(module.m.buffers[0], ones)
+
+
+@pytest.mark.parametrize("targets", ["one array for both", "two arrays in one place"])
+def test_two_outputs_never_share_an_array(targets: str) -> None:
+    vector = Vector.build({"x": np.ones(5, np.float32)})
+    code = [("leaf", 0), ("leaf", 1), ("add", 0, 1), ("mul", 0, 1)]
+    program, _, _ = pruned(code, ["float32"] * 4, (2, 3))
+    x, y = np.full(5, 2.0, np.float32), np.full(5, 3.0, np.float32)
+
+    def results(first: Any, second: Any) -> Any:
+        return llvm.run(Pass(vector._backend, program, [x, y], [], [], None, [first, second], 5, "cpu"))
+
+    assert results(x, y) is not None  # these addresses are known from now on
+    np.testing.assert_array_equal((x, y), [[5.0] * 5, [6.0] * 5])
+    assert results(x, x if targets == "one array for both" else x[:]) is None
+    np.testing.assert_array_equal((x, y), [[5.0] * 5, [6.0] * 5])
+
+
+def test_numbers_of_two_sizes_in_one_place_are_refused() -> None:
+    program, _, _ = pruned([("leaf", 0), ("cast", 0)], ["float32", "float64"], (1,))
+    memory = np.ones(5)
+    small = memory.view(np.float32)[:5]
+    vector = Vector.build({"x": small})
+    assert llvm.run(Pass(vector._backend, program, [small], [], [], None, [memory], 5, "cpu")) is None
