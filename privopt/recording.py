@@ -209,10 +209,13 @@ class Tape:
         parts = self._place.passes.get(nodes)
         if parts is None:
             parts = self._place.passes[nodes] = self._pruned(nodes)
-        found: list[list[Array]] = []
-        for block, ((program, leaves, spreads), where) in enumerate(
-            zip(parts, self.layout.blocks, strict=True)
-        ):
+        found: dict[int, list[Array]] = {}
+        order: Sequence[int] = range(len(parts))
+        if len(order) > 1:
+            # What a framework's own operations refuse, they refuse before compiled code wrote another block.
+            order = sorted(order, key=lambda block: parts[block][0].compilable)
+        for block in order:
+            (program, leaves, spreads), where = parts[block], self.layout.blocks[block]
             arrays = [self.leaves[k].buffers[block] for k in leaves]
             into = [None if t is None else t.buffers[block] for t in targets]
             points, bounds = self._points(spreads, block) if spreads else ([], None)
@@ -220,10 +223,10 @@ class Tape:
             job = Pass(
                 self.backend, program, arrays, self.scalars, points, bounds, into, size, device, targets
             )
-            found.append(run(job))
+            found[block] = run(job)
         vectors = []
         for k, (node, target) in enumerate(zip(nodes, targets, strict=True)):
-            buffers = tuple([arrays[k] for arrays in found])
+            buffers = tuple([found[block][k] for block in range(len(parts))])
             if target is None:
                 vectors.append(Vector(self.layout_of(self.dtypes[node]), buffers, self.backend))
             else:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from privopt import Optimizer, OptiModule, Vector, executor, state
-from privopt.executors import Pass, threads
+from privopt.executors import Pass, blocked, threads
 from privopt.expression import pruned
 
 llvm = pytest.importorskip("privopt.executors.llvm")
@@ -140,7 +140,7 @@ import numpy as np
 import torch
 from privopt import Optimizer, Vector, executor, set_num_threads
 from privopt import Optimizer, OptiModule, Vector, executor, state
-from privopt.executors import Pass, threads
+from privopt.executors import Pass, blocked, threads
 from privopt.expression import pruned
 set_num_threads(4)
 if {pool!r} == "own":
@@ -284,3 +284,22 @@ def test_numbers_of_two_sizes_in_one_place_are_refused() -> None:
     small = memory.view(np.float32)[:5]
     vector = Vector.build({"x": small})
     assert llvm.run(Pass(vector._backend, program, [small], [], [], None, [memory], 5, "cpu")) is None
+
+
+@pytest.mark.parametrize("first", ["float16", "float32"])
+def test_a_block_that_fails_leaves_the_other_blocks(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Numbers of 16 bits are not compiled: numpy's operations may fail, be it for memory.
+    second = {"float16": "float32", "float32": "float16"}[first]
+    weights = Vector.build({"x": np.ones(5, first), "y": np.ones(5, second)})
+    gradients = weights.copy()
+    optimizer = Optimizer(lrate=0.5, modules=[module := Exchange()])
+    with executor("llvm"):
+        optimizer.step(gradients, weights)
+        before = [vector.copy() for vector in (weights, module.m, module.v)]
+        with monkeypatch.context() as patch:
+            patch.setattr(blocked, "run", lambda job: np.empty(1 << 56))
+            with pytest.raises(MemoryError):
+                optimizer.step(gradients, weights)
+        assert all(a.equals(b) for a, b in zip(before, (weights, module.m, module.v), strict=True))
+        optimizer.step(gradients, weights)
+    assert not weights.equals(before[0])
