@@ -98,6 +98,10 @@ def in_parallel(work: Work, size: int, step: int) -> None:
             errors.append(error)
 
     def helped() -> None:
+        try:
+            tickets.pop()
+        except IndexError:
+            return  # woken when all was done already, and nobody waits
         _set_mode(mode)
         share()
         done.release()
@@ -109,10 +113,19 @@ def in_parallel(work: Work, size: int, step: int) -> None:
             except RuntimeError:  # the system gives no more threads: fewer do the same
                 break
         workers = _pool[:others]
+    tickets = [None] * len(workers)
     for worker in workers:
         worker.put(helped)
     share()
-    for _ in workers:
+    # On a busy machine a thread may wake long after: only those that have begun are waited for.
+    begun = len(workers)
+    while True:
+        try:
+            tickets.pop()  # one bytecode of C: each ticket goes to one thread
+        except IndexError:
+            break
+        begun -= 1
+    for _ in range(begun):
         done.acquire()
     if errors:
         raise errors[0]

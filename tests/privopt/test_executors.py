@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,22 @@ def test_threads_whosesoever_change_no_bit(openmp: bool, count: int, monkeypatch
                 optimizer.step(weights.copy(), weights)
         results.append(weights)
     assert results[0].equals(results[1])
+
+
+def test_nobody_waits_for_a_thread_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    from privopt.executors import threads
+
+    monkeypatch.setattr(threads, "_chosen", 2)
+    begun, go = threading.Event(), threading.Event()
+    threads.in_parallel(lambda start, stop: None, 2, 1)  # the thread is there
+    threads._pool[0].put(lambda: (begun.set(), go.wait(30), None)[-1])  # and now it is busy
+    assert begun.wait(30)
+    done: list[int] = []
+    threads.in_parallel(lambda start, stop: done.append(start), 5, 1)
+    assert done == [0, 1, 2, 3, 4]
+    go.set()
+    both = threading.Barrier(2, timeout=30)
+    threads.in_parallel(lambda start, stop: both.wait() and None, 2, 1)  # one that has begun is waited for
 
 
 def test_torch_tells_how_many_threads_unless_somebody_did(monkeypatch: pytest.MonkeyPatch) -> None:
