@@ -208,6 +208,7 @@ class Tape:
         """Compute nodes in one pass, into the targets' memory where there is one of the same dtypes."""
         parts = self._place.passes.get(nodes)
         if parts is None:
+            self.verify_open()
             parts = self._place.passes[nodes] = self._pruned(nodes)
         found: dict[int, list[Array]] = {}
         order: Sequence[int] = range(len(parts))
@@ -387,6 +388,7 @@ class Recorded(Vector):
             if other._tape is not tape:  # type: ignore[attr-defined]  # a Recorded
                 tape_of_other: Tape = other._tape  # type: ignore[attr-defined]
                 tape_of_other.verify_open()
+                tape.verify_open()
                 raise RuntimeError("Expected Vectors of one step, got Vectors of two.")
             if other.layout is not self.layout:  # type: ignore[attr-defined]
                 self._verify(other)  # type: ignore[arg-type]

@@ -303,3 +303,43 @@ def test_a_block_that_fails_leaves_the_other_blocks(first: str, monkeypatch: pyt
         assert all(a.equals(b) for a, b in zip(before, (weights, module.m, module.v), strict=True))
         optimizer.step(gradients, weights)
     assert not weights.equals(before[0])
+
+
+# ---- Vectors of steps that are over -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda kept, gradients: kept + gradients,
+        lambda kept, gradients: gradients - kept,
+        lambda kept, gradients: gradients.where(kept, 0.0),
+        lambda kept, gradients: gradients.dot(kept),
+        lambda kept, gradients: kept.copy() * 2.0,
+        lambda kept, gradients: kept.norm(),
+        lambda kept, gradients: kept.sum(),
+        lambda kept, gradients: kept.norms(),
+        lambda kept, gradients: kept.coefs,
+        lambda kept, gradients: kept.flatten(),
+    ],
+)
+@pytest.mark.parametrize("name", ["blocked", "llvm"])
+def test_a_vector_of_an_earlier_step_says_so_however_it_is_used(name: str, use: Any) -> None:
+    shelf: list[Vector] = []
+
+    class Keeper(OptiModule):
+        name = "keeper-of-a-vector"
+
+        def run(self, gradients: Vector) -> Vector:
+            if shelf:
+                use(shelf[0], gradients)
+            shelf.append(gradients * 2.0)
+            return gradients
+
+    weights = Vector.build({"w": np.ones(5)})
+    optimizer = Optimizer(lrate=0.5, modules=[Keeper()])
+    with executor(name):
+        optimizer.step(weights.copy(), weights)
+        with pytest.raises(RuntimeError, match="earlier step"):
+            optimizer.step(weights.copy(), weights)
+    np.testing.assert_array_equal(weights.buffers[0], np.full(5, 0.5))
