@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from .registry import OPTI_MODULES, REGULARIZERS, Registry
 from .schedules import Schedule
 from .step import Owned, Step, uninterrupted
 from .vector import PerTensor, Vector, fractional
+
+if TYPE_CHECKING:
+    from .aggregators import Aggregator
 
 __all__ = ["Optimizer"]
 
@@ -89,6 +92,8 @@ class Optimizer:
         self._turns = [None]
         self._grouped: Grouping | None = None
         self._steppable: Layout | None = None
+        self._rounds = False  # whether a round has ever started, or a state was restored that may say so
+        self._arrived = False  # whether the plug-ins know where the present round arrived
         self._verify_chain()
 
     @property
@@ -331,35 +336,160 @@ class Optimizer:
         return [schedule for _, schedule in self._scheduled]
 
     # ---- rounds and auxiliary variables -----------------------------------------------------------------
+    #
+    # All that a federation tells an optimizer, and with it every plug-in, so that who writes a loop of their
+    # own need not know the plug-ins. In the order of calls:
+    #
+    #   once, on clients      on_weighting
+    #   once, on the server   on_weighting, on_roster, verify_clients
+    #   a client's round      process_aux_var, start_round, the steps, collect_aux_var(weights),
+    #                         under masks on_update_sent and on_aux_vars_sent, end_round
+    #   the server's round    collect_aux_var; when the clients have answered on_participation,
+    #                         start_round, process_aux_var, one step, end_round
+
+    def on_weighting(self, weight: int, largest: int) -> None:
+        """Tell every plug-in, before the first round, what a client counts in the mean.
+
+        Without a call all clients count 1.
+
+        Args:
+            weight: What this client counts as; on the server the same as `largest`.
+            largest: The most that any client does.
+        """
+        for plugin in self.plugins:
+            plugin.on_weighting(weight, largest)
+
+    def on_roster(self, clients: Sequence[str]) -> None:
+        """Tell every plug-in of a server, before the first round, the ids of all clients."""
+        for plugin in self.plugins:
+            plugin.on_roster(tuple(clients))
+
+    def verify_clients(self, clients: Optimizer, aggregator: Aggregator | None = None) -> None:
+        """Check, on a server and before the first round, that the clients' optimizer goes with this one.
+
+        Args:
+            clients: An optimizer like the clients'.
+            aggregator: How updates become one, where it is known: some modules need the mean.
+
+        Raises:
+            ValueError: If one has half of a method without the other half, or two halves differ in a
+                parameter; the message names the plug-in and what it needs.
+        """
+        owners = {m.aux_name: m.name for m in self.modules if m.aux_name is not None}
+        for name in clients.aux_vars():
+            if name not in owners:
+                raise ValueError(
+                    f"Expected a server module with aux_name {name!r} beside the clients', got "
+                    f"{sorted(owners) or 'none'}. Add its counterpart on the server (such as {name}-server)."
+                )
+        found = [module.name for module in self.modules]
+        for plugin in clients.plugins:
+            if plugin.counterpart is not None and plugin.counterpart not in found:
+                raise ValueError(
+                    f"Expected the server module {plugin.counterpart!r} beside the clients' {plugin.name!r}, "
+                    f"got {found}. Add it to the server's modules."
+                )
+        shared = {m.aux_name for m in clients.modules}
+        for module in self.modules:
+            if module.aux_name is not None and module.aux_name not in shared:
+                raise ValueError(
+                    f"Expected a clients' module with aux_name {module.aux_name!r} beside the server's "
+                    f"{module.name!r}, got {[m.name for m in clients.modules]}. Add its counterpart on the "
+                    f"clients (such as {module.aux_name}-client), or take {module.name!r} out."
+                )
+            if aggregator is not None and module.needs_mean and not aggregator.is_mean:
+                raise ValueError(
+                    f"Expected the aggregator 'mean' beside the server module {module.name!r}, got "
+                    f"{aggregator.name!r}. Change one of them."
+                )
+            module.verify_clients(clients)
 
     def start_round(self) -> None:
-        """Tell every plug-in and schedule that a round starts."""
+        """Tell every plug-in and schedule that a round starts.
+
+        Raises:
+            ValueError: If a plug-in (FedDyn) was not told where the last round arrived.
+        """
         for plugin in [*self.plugins, *self._schedules()]:
             plugin.on_round_start()
+        self._rounds, self._arrived = True, False
 
     def end_round(self, accepted: bool = True) -> None:
-        """Tell every plug-in whether the last round's result was used."""
+        """Tell every plug-in whether the last round's result was used.
+
+        Raises:
+            ValueError: If a plug-in (FedDyn) was not told where an accepted round arrived, or a regularizer
+                that looks at where a round started (FedProx, FedDyn) was never told of a start.
+        """
+        if accepted:
+            self._verify_started()
         for plugin in self.plugins:
             plugin.on_round_end(accepted)
+
+    def on_round_trained(self, weights: Vector) -> None:
+        """Tell every plug-in of a client, after a round's last step, the weights that it arrived at.
+
+        `collect_aux_var` does so when it is given the weights.
+
+        Raises:
+            ValueError: If a regularizer looks at where a round started, and was never told of a start.
+        """
+        self._verify_started()
+        for plugin in self.plugins:
+            plugin.on_round_trained(weights)
+        self._arrived = True
 
     def collect_aux_var(self, weights: Vector | None = None) -> dict[str, Any]:
         """What the modules share, by `aux_name`; modules with nothing to share are left out.
 
         Args:
             weights: On a client, the weights after its last local step: plug-ins that depend on where the
-                round arrived (FedDyn) see them in `Plugin.on_round_trained` first.
+                round arrived (FedDyn) see them first (`on_round_trained`).
+
+        Raises:
+            ValueError: If a plug-in needs the weights and has not seen them.
         """
         if weights is not None:
-            for plugin in self.plugins:
-                plugin.on_round_trained(weights)
+            self.on_round_trained(weights)
+        needing = [p.name for p in self.plugins if type(p).on_round_trained is not Plugin.on_round_trained]
+        if needing and not self._arrived:
+            raise ValueError(
+                f"Expected the weights that the round arrived at, which {needing[0]!r} needs, got none. Call "
+                "collect_aux_var(weights) after the round's last step."
+            )
         found = {m.aux_name: m.collect_aux_var() for m in self.modules if m.aux_name is not None}
         return {name: value for name, value in found.items() if value is not None}
+
+    def _verify_started(self) -> None:
+        """Refuse the end of a round that never started, where a regularizer looks at where it did."""
+        if self._rounds:
+            return
+        for plugin in self.regularizers:
+            if type(plugin).on_round_start is not Plugin.on_round_start:
+                raise ValueError(
+                    "Expected start_round() before the first step of a round, got the end of one that never "
+                    f"started: {plugin.name!r} would keep looking at the first weights that it saw. Call "
+                    "start_round() in every round."
+                )
+
+    def on_update_sent(self, update: Vector) -> None:
+        """Tell every plug-in of a client its update as it will arrive: under masks clipped and rounded.
+
+        Where the aggregator is the mean, and the client counts more than 0.
+        """
+        for plugin in self.plugins:
+            plugin.on_update_sent(update)
 
     def on_aux_vars_sent(self, sent: Mapping[str, AuxVar]) -> None:
         """Tell each module what of its auxiliary variables will really arrive."""
         for module in self.modules:
             if module.aux_name is not None and module.aux_name in sent:
                 module.on_aux_var_sent(sent[module.aux_name])
+
+    def on_participation(self, share: float) -> None:
+        """Tell every plug-in of a server, before its step, which share of all clients' weight took part."""
+        for plugin in self.plugins:
+            plugin.on_participation(share)
 
     def process_aux_var(self, aux_vars: Mapping[str, AuxVar]) -> None:
         """Hand each module what its counterpart shared.
@@ -447,11 +577,13 @@ class Optimizer:
             for key, plugin in keyed:
                 plugin.set_state(before[key])
             raise
+        self._rounds = True
 
     def reset(self) -> None:
         """Forget everything that changed since construction."""
         for _, plugin in self._keyed():
             plugin.reset()
+        self._rounds = self._arrived = False
 
     def _keyed(self) -> list[tuple[str, Plugin]]:
         keyed: list[tuple[str, Plugin]] = []

@@ -101,8 +101,7 @@ class Client:
         self.aggregator = aggregator or Mean()
         most_steps = steps if most_steps is None else most_steps
         weight = self.aggregator.count(problem.num_samples, steps)
-        for plugin in optimizer.plugins:
-            plugin.on_weighting(weight, self.aggregator.most(most_weight, most_steps))
+        optimizer.on_weighting(weight, self.aggregator.most(most_weight, most_steps))
         self.schema = round_schema(
             optimizer,
             problem.weights.layout,
@@ -321,8 +320,7 @@ class Client:
         carried = self._secure.prepare(values)
         if self.aggregator.is_mean and carried["weight"]:
             sent = self.problem.weights.unflatten(np.asarray(carried["update"]))
-            for plugin in self.optimizer.plugins:
-                plugin.on_update_sent(sent)
+            self.optimizer.on_update_sent(sent)
         self.optimizer.on_aux_vars_sent(
             {
                 name: cls.from_values(_fields_of(name, {**declared, **carried}), self.problem.weights)

@@ -49,18 +49,7 @@ class Parts:
         if config.dp.enabled:
             self._verify_deltas()
         check_plugins(config)
-        self._note_mismatches()
         self._verify_groups()
-
-    def _note_mismatches(self) -> None:
-        """Say so where methods and settings do not go together as one may expect."""
-        shared = make_optimizer(self.config.client.optimizer).aux_vars()
-        for module in make_optimizer(self.config.server.optimizer).modules:
-            if module.aux_name is not None and module.aux_name not in shared:
-                warnings.warn(
-                    f"server module {module.name!r} does nothing: no client's shares {module.aux_name!r}",
-                    stacklevel=2,
-                )
 
     @functools.cached_property
     def plan(self) -> PrivacyPlan | None:
@@ -121,8 +110,7 @@ class Parts:
         config = self.config
         optimizer = make_optimizer(config.client.optimizer)
         most = self.aggregator.most(self.most_weight, self.steps)
-        for plugin in optimizer.plugins:
-            plugin.on_weighting(most, most)
+        optimizer.on_weighting(most, most)
         return round_schema(
             optimizer,
             self.layout,

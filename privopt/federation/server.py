@@ -22,7 +22,7 @@ from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
 from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
-from .pairs import verify_allowed, verify_pairs
+from .pairs import verify_allowed
 from .schema import round_schema
 
 __all__ = ["ClientReport", "RoundReport", "Server"]
@@ -116,7 +116,7 @@ class Server:
         loss: bool = False,
     ) -> None:
         self.aggregator = aggregator or Mean()
-        verify_pairs(client_optimizer, optimizer, self.aggregator)
+        optimizer.verify_clients(client_optimizer, self.aggregator)
         self.weights = weights
         optimizer.verify(weights.layout)
         self.optimizer = optimizer
@@ -125,10 +125,9 @@ class Server:
         self.seconds = seconds
         most_steps = steps if isinstance(steps, int) else max(steps.values())
         most = self.aggregator.most(most_weight, most_steps)
-        for plugin in [*optimizer.plugins, *client_optimizer.plugins]:
-            plugin.on_weighting(most, most)
-        for plugin in optimizer.plugins:
-            plugin.on_roster(tuple(sorted(roster.clients)))
+        for each in (optimizer, client_optimizer):
+            each.on_weighting(most, most)
+        optimizer.on_roster(sorted(roster.clients))
         everybody = len(roster.clients) if most == 1 else None
         self._total_weight = everybody if total_weight is None else total_weight
         self.schema = round_schema(
@@ -402,8 +401,7 @@ class Server:
             combined[name] = cls.from_values(fields, self.weights)
         update = self.aggregator.combine(values)
         if self._total_weight:
-            for plugin in self.optimizer.plugins:
-                plugin.on_participation(values["weight"] / self._total_weight)
+            self.optimizer.on_participation(values["weight"] / self._total_weight)
         self.optimizer.start_round()
         self.optimizer.process_aux_var(combined)
         # The update is the negative of a gradient: rate 1 and no module give plain averaging.

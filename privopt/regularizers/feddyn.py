@@ -21,6 +21,7 @@ class FedDyn(Regularizer):
     Guarantees:
         - Under masks ``h_i`` follows the update as it arrives, clipped and rounded, so that the server's sum
           stays the sum of the clients' ``h_i``.
+        - A round that counts and whose weights were never shown (`Optimizer.collect_aux_var`) is an error.
 
     Args:
         alpha: Strength of the pull, > 0.
@@ -40,7 +41,6 @@ class FedDyn(Regularizer):
     def on_round_start(self) -> None:
         # A loop that never says how a round ended has no aborted rounds.
         self.on_round_end(accepted=True)
-        self.reference = None  # the first step of the round sees the weights that it starts from
 
     def run(self, gradients: Vector, weights: Vector) -> Vector:
         if self.reference is None:
@@ -58,6 +58,14 @@ class FedDyn(Regularizer):
         self.pending = self.lagged - self.alpha * update
 
     def on_round_end(self, accepted: bool) -> None:
+        if accepted and self.reference is not None and self.pending is None:
+            # Going on would leave h_i as it is, and nothing would be corrected.
+            raise ValueError(
+                f"Expected the weights that the last round arrived at, which {self.name!r} needs, got none. "
+                "Call collect_aux_var(weights) after a round's last step, or end_round(accepted=False) if it "
+                "was dropped."
+            )
         if self.pending is not None and accepted:
             self.lagged = self.pending
         self.pending = None
+        self.reference = None  # the first step of the next round sees the weights that it starts from

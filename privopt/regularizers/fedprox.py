@@ -12,6 +12,9 @@ __all__ = ["FedProx"]
 class FedProx(Penalty):
     """Pull towards the weights that the round started from (Li et al. 2020): ``g + alpha (w - w_0)``.
 
+    w_0 is where the first step after `Optimizer.start_round` is taken, which every round must call. An
+    optimizer made anew for each round may go without.
+
     Args:
         alpha: Strength of the pull (mu in the paper), >= 0.
 
@@ -24,6 +27,9 @@ class FedProx(Penalty):
 
     def on_round_start(self) -> None:
         self.reference = None  # the first step of the round sees the weights to stay close to
+
+    def on_round_end(self, accepted: bool) -> None:
+        self.reference = None
 
     def run(self, gradients: Vector, weights: Vector) -> Vector:
         if self.reference is None:

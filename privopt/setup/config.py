@@ -165,7 +165,6 @@ def check_plugins(config: Config) -> None:
     Raises:
         ConfigError: Naming the key, the plug-in and the nearest name.
     """
-    from ..federation.pairs import verify_pairs
     from ..optimizer import Optimizer
 
     optimizers = []
@@ -201,7 +200,7 @@ def check_plugins(config: Config) -> None:
                 'Expected weights that are known before a round, got weighting = "steps" with '
                 'client.effort.seconds. Weigh by "uniform" or "samples".'
             )
-        verify_pairs(client, server, aggregator)
+        server.verify_clients(client, aggregator)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server: {error}") from error
 

@@ -63,10 +63,8 @@ def train(
     weights = Vector.build({"w": np.zeros(CENTERS.shape[1])})
     counts = [how.count(n, t) for n, t in zip(samples, steps, strict=True)]
     for optimizer, count in zip(clients, counts, strict=True):
-        for plugin in optimizer.plugins:
-            plugin.on_weighting(count, max(counts))
-    for plugin in server.plugins:
-        plugin.on_weighting(max(counts), max(counts))
+        optimizer.on_weighting(count, max(counts))
+    server.on_weighting(max(counts), max(counts))
     for number in range(rounds):
         shared = server.collect_aux_var()
         rows: list[dict[str, Any]] = []
@@ -88,8 +86,7 @@ def train(
         server.process_aux_var(
             {name: type(sent[0][name]).aggregate([s[name] for s in sent]) for name in sent[0]}
         )
-        for plugin in server.plugins:
-            plugin.on_participation(sum(shares) / sum(counts))
+        server.on_participation(sum(shares) / sum(counts))
         server.step(weights.unflatten(-how.combine(sums)), weights)
         server.end_round()
     found: Array = weights.coefs["w"].copy()
@@ -369,12 +366,63 @@ def test_an_aborted_round_leaves_feddyns_lagged_term_as_it_was() -> None:
     assert np.array_equal(kept[0], kept[1])
 
 
+@pytest.mark.parametrize("call", ["collect_aux_var", "end_round", "start_round"])
+def test_feddyn_that_is_never_shown_where_the_round_arrived_is_an_error(call: str) -> None:
+    optimizer, local = feddyn(), Vector.build({"w": np.zeros(2)})
+    optimizer.start_round()
+    optimizer.step(Vector.build({"w": np.ones(2)}), local)
+    with pytest.raises(ValueError, match=r"weights .* which 'feddyn' needs.*collect_aux_var\(weights\)"):
+        getattr(optimizer, call)()
+    optimizer.end_round(accepted=False)  # what was dropped need not have arrived anywhere
+    optimizer.start_round()
+    optimizer.step(Vector.build({"w": np.ones(2)}), local)
+    optimizer.on_round_trained(local)
+    optimizer.collect_aux_var()
+    optimizer.end_round()
+
+
+@pytest.mark.parametrize("regularizer", ["fedprox", "feddyn"])
+def test_the_end_of_a_round_that_never_started_is_an_error(regularizer: str) -> None:
+    optimizer, local = Optimizer(0.1, regularizers=[regularizer]), Vector.build({"w": np.zeros(2)})
+    for ends in (lambda: optimizer.end_round(), lambda: optimizer.collect_aux_var(local)):
+        optimizer.step(local.full_like(1.0), local)
+        with pytest.raises(ValueError, match=rf"Expected start_round\(\) before .* {regularizer!r}"):
+            ends()
+    optimizer.reset()
+    optimizer.start_round()
+    optimizer.step(local.full_like(1.0), local)
+    optimizer.collect_aux_var(local)
+    optimizer.end_round()
+
+
+def test_fedprox_looks_at_where_the_next_round_starts_once_one_has_ended() -> None:
+    optimizer = Optimizer(0.1, regularizers=[("fedprox", {"alpha": 1.0})])
+    optimizer.start_round()
+    local = Vector.build({"w": np.zeros(1)})
+    optimizer.step(local.full_like(1.0), local)
+    optimizer.end_round()
+    elsewhere = local.full_like(5.0)
+    assert optimizer.compute_updates(local.full_like(1.0), elsewhere).coefs["w"][0] == pytest.approx(-0.1)
+
+
 @pytest.mark.parametrize(
     ("client", "server", "aggregator", "words"),
     [
         (dyn, lambda: Optimizer(1.0), "mean", "server module 'feddyn-server' beside the clients' 'feddyn'"),
         (dyn, lambda: Optimizer(1.0, modules=["feddyn-server"]), "mean", "clients' alpha=0.5 .* got alpha"),
         (lambda: Optimizer(1.0), dyn_server, "mean", "regularizer 'feddyn' beside 'feddyn-server'"),
+        (
+            lambda: Optimizer(1.0),
+            lambda: Optimizer(1.0, modules=["scaffold-server"]),
+            "mean",
+            "clients' module with aux_name 'scaffold' beside the server's 'scaffold-server', got .*take",
+        ),
+        (
+            lambda: Optimizer(1.0, modules=["scaffold-client"]),
+            lambda: Optimizer(1.0, modules=["scaffold-server", "mime-lite-server"]),
+            "mean",
+            "beside the server's 'mime-lite-server'",
+        ),
         (dyn, dyn_server, "fednova", "aggregator 'mean' beside .*'feddyn-server', got 'fednova'"),
         (
             lambda: Optimizer(1.0, modules=["mime-lite-client"]),

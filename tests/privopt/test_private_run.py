@@ -305,16 +305,12 @@ def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
         ("server.optimizer.modules=[]", "counterpart on the server"),
         ('server.optimizer.modules=["scaffold-client"]', "is the client's half"),
         ('client.optimizer.modules=["scaffold-server"]', "is the server's half"),
+        ('client.optimizer.modules=["adam"]', "server's 'scaffold-server', got .*'adam'"),
     ],
 )
 def test_halves_of_a_method_that_do_not_fit_are_refused(override: str, words: str) -> None:
     with pytest.raises(configs.ConfigError, match=words):
         Parts(config(override))
-
-
-def test_a_server_half_without_clients_is_noted() -> None:
-    with pytest.warns(UserWarning, match="'scaffold-server' does nothing"):
-        Parts(config('client.optimizer.modules=["adam"]'))
 
 
 def test_a_release_whose_answer_was_lost_in_the_last_round_is_recorded(tmp_path: Path) -> None:
