@@ -125,7 +125,13 @@ class Step:
         return found
 
     def _verify_state(self, plugin: Plugin, name: str, value: Vector) -> None:
-        layout = self._inputs[1].layout
+        weights = self._inputs[1]
+        layout = weights.layout
+        if value._backend is not weights._backend:
+            raise TypeError(
+                f"Expected state {name!r} of {plugin.name!r} as a Vector of {weights.framework}, got one of "
+                f"{value.framework}. `gradients.unflatten(array)` makes one of numpy's numbers."
+            )
         difference = None if value.layout is layout else value.layout.difference(layout)
         if difference is not None:
             raise ValueError(
@@ -233,8 +239,12 @@ def _fitting(tape: Tape, node: int, target: Vector | None) -> Vector | None:
 
 
 def _shares(state: Vector, weights: Vector | None) -> bool:
-    """Whether a state lies where the weights are."""
-    return weights is not None and any(map(operator.is_, state.buffers, weights.buffers))
+    """Whether writing to the weights would write to a state."""
+    if weights is None or state is weights:
+        return weights is not None
+    # Arrays that cannot be written may well be those of two Vectors.
+    writable = weights.framework in ("numpy", "torch")
+    return writable and any(map(operator.is_, state.buffers, weights.buffers))
 
 
 def _vectors_in(value: Any, depth: int = 4) -> Sequence[Vector]:

@@ -106,23 +106,28 @@ def _untouched(subject: Subject, how: str, grads: Vector, weights: Vector) -> It
 
 
 def check_memory(subject: Subject) -> None:
-    """States own their memory: what was passed in, or given out by get_state, may change afterwards."""
-    plugin = subject.build()
-    before = frozen(plugin.get_state())
-    for step in range(3):
-        grads, weights = gradients(step), gradients(1000 + step)
-        run_once(plugin, grads, weights)
-        before = frozen(plugin.get_state())
-        overwrite(grads, weights)
-        _unchanged(subject, "the arrays that `run` was given", before, plugin.get_state())
-    overwrite(plugin.get_state())
-    _unchanged(subject, "what get_state gave", before, plugin.get_state())
-    given = plugin.get_state()
-    plugin.set_state(given)
-    overwrite(given)
-    _unchanged(subject, "what set_state was given", before, plugin.get_state())
+    """States own their memory: what was passed in, or given out by get_state, may change afterwards.
+
+    Inside a step the optimizer sees to that, whatever `run` and `finish` keep, and this verifies it. What
+    hooks are given, a plug-in copies.
+    """
     for by in ("eager", "blocked"):
         _memory_in_an_optimizer(subject, by)
+    trial = Trial(subject).play(["round", "step", "step", "accept"])
+    before = frozen(trial.optimizer.get_state())
+    overwrite(trial.weights)
+    _unchanged(subject, "the weights that a round ended with", before, trial.optimizer.get_state())
+    update = gradients(8)
+    trial.plugin.on_update_sent(update)
+    before = frozen(trial.optimizer.get_state())
+    overwrite(update)
+    _unchanged(subject, "the update that on_update_sent was given", before, trial.optimizer.get_state())
+    overwrite(trial.plugin.get_state())
+    _unchanged(subject, "what get_state gave", before, trial.optimizer.get_state())
+    given = trial.plugin.get_state()
+    trial.plugin.set_state(given)
+    overwrite(given)
+    _unchanged(subject, "what set_state was given", before, trial.optimizer.get_state())
 
 
 def _memory_in_an_optimizer(subject: Subject, by: str) -> None:

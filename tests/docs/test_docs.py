@@ -21,6 +21,7 @@ import re
 import shlex
 import sys
 import types
+import unittest
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_what_a_page_shows_is_what_happens(page: Path, namespace: dict[str, Any]
             config.load(block.title)
         elif block.language in ("console", "sh"):
             run_commands(block, where)
+    run_contracts(namespace)
+
+
+def run_contracts(namespace: dict[str, Any]) -> None:
+    """Run the test classes that a page defines, over all of their plug-ins."""
+    from privopt.testing import Contract
+
+    for page in [
+        found for found in namespace.values() if isinstance(found, type) and issubclass(found, Contract)
+    ]:
+        if "plugins" not in page.__dict__:
+            continue
+        # Of the frameworks those that need not compile: the built-in plug-ins run on all of them.
+        attributes = {"plugins": page.plugins, "frameworks": ("numpy", "torch"), "examples": 5}
+        contract: Any = type(page.__name__, (page,), attributes)
+        held = {plugin: 0 for plugin in page.plugins}
+        for test in contract.promises():
+            for case in contract.cases(test):
+                try:
+                    getattr(contract(), test)(**case)
+                except unittest.SkipTest:
+                    continue
+                held[case["subject"].plugin] += 1
+        assert all(held.values())
 
 
 def run_python(block: Block, namespace: dict[str, Any], page: Path) -> None:

@@ -17,7 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privopt import AuxVar, Optimizer, OptiModule, Schedule, Vector, counted, executor, public, state, summed
+from privopt import (
+    AuxVar,
+    Optimizer,
+    OptiModule,
+    Schedule,
+    Vector,
+    adaptive,
+    counted,
+    executor,
+    public,
+    state,
+    summed,
+)
 from privopt.aggregators import Aggregator
 from privopt.plugin import Plugin
 from privopt.registry import OPTI_MODULES
@@ -236,12 +248,31 @@ class WritesIntoWeights(Honest, register=False):
 
 
 class KeepsWhatItWasGiven(Honest, register=False):
-    """Its state is the caller's array."""
+    """Its state is the caller's array, which a hook got."""
 
     seen: Vector | None = state(None)
 
+    def on_round_trained(self, weights: Vector) -> None:
+        self.seen = weights
+
+
+class KeepsWhatWasSent(Honest, register=False):
+    """Its state is the array of the update that is on its way."""
+
+    seen: Vector | None = state(None)
+
+    def on_update_sent(self, update: Vector) -> None:
+        self.seen = update
+
+
+class KeepsWhatAStepHandsIt(Honest, register=False):
+    """Its state is what `run` was given, which is its own."""
+
+    seen: Vector | None = state(None)
+    at: Vector | None = state(None)
+
     def run(self, gradients: Vector, weights: Vector) -> Vector:
-        self.seen = gradients
+        self.seen, self.at = gradients, weights
         return super().run(gradients, weights)
 
 
@@ -382,8 +413,9 @@ def broken_promises(plugin: type[Plugin], **settings: Any) -> dict[str, Exceptio
     return found
 
 
-def test_a_plug_in_that_does_everything_right_passes() -> None:
-    assert broken_promises(Honest, frameworks=("numpy", "torch"), executors=("blocked",)) == {}
+@pytest.mark.parametrize("plugin", [Honest, KeepsWhatAStepHandsIt])
+def test_a_plug_in_that_does_everything_right_passes(plugin: type[Plugin]) -> None:
+    assert broken_promises(plugin, frameworks=("numpy", "torch"), executors=("blocked",)) == {}
 
 
 @pytest.mark.parametrize(
@@ -400,6 +432,7 @@ def test_a_plug_in_that_does_everything_right_passes() -> None:
         (WritesIntoGradients, {CALLER}),
         (WritesIntoWeights, {CALLER}),
         (KeepsWhatItWasGiven, {MEMORY}),
+        (KeepsWhatWasSent, {MEMORY}),
         (HandsOutItsState, {MEMORY}),
         (ForgetsRoundReset, {ROUND_RESET}),
         (AlwaysForgets, {ROUND_RESET}),
@@ -497,6 +530,34 @@ class PassesItsBound(HonestClient, register=False):
         return Total(gradient=100.0 * self.last, clients=1)
 
 
+class AdaptiveTotal(Total, register=False):
+    name = "adaptive-total"
+    gradient: Vector = summed(bound=adaptive(initial=1e-3), bits=16)
+
+
+class PassesWhereItsBoundStarts(HonestClient, register=False):
+    """Sends more than its bound starts with, as first rounds do."""
+
+    aux_var: ClassVar[type[AuxVar] | None] = AdaptiveTotal
+
+    def collect_aux_var(self) -> Total:
+        return AdaptiveTotal(gradient=100.0 * self.last, clients=1)
+
+
+class CappedTotal(Total, register=False):
+    name = "capped-total"
+    gradient: Vector = summed(bound=adaptive(at_most=8.0), bits=16)
+
+
+class PassesItsCap(HonestClient, register=False):
+    """Sends more than its bound ever adapts to."""
+
+    aux_var: ClassVar[type[AuxVar] | None] = CappedTotal
+
+    def collect_aux_var(self) -> Total:
+        return CappedTotal(gradient=100.0 * self.last, clients=1)
+
+
 class TakesAnything(HonestClient, register=False):
     """Does not look at what it gets."""
 
@@ -541,6 +602,8 @@ def in_the_table() -> Iterator[None]:
         (HonestServer, set()),
         (SendsAnother, {SHARED}),
         (PassesItsBound, {SHARED}),
+        (PassesWhereItsBoundStarts, set()),
+        (PassesItsCap, {SHARED}),
         (TakesAnything, {VERIFIED}),
         (SendsWhatSumsByHalf, {SHARED}),
     ],
