@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,52 @@ from .plugin import Plugin
 from .schedules import Schedule, schedule_of
 from .vector import PerTensor
 
-__all__ = ["Group", "Grouping", "groups_of", "rate_of", "verify_settings"]
+__all__ = ["Group", "Grouping", "groups_of", "rate_of", "verify_names", "verify_settings"]
 
 Rate = float | Schedule
+_T = TypeVar("_T")
+
+# What other libraries call the parameters.
+_ELSEWHERE = {
+    "lr": "lrate",
+    "learning_rate": "lrate",
+    "weight_decay": "w_decay",
+    "decay": "w_decay",
+    "wd": "w_decay",
+    "params": "match",
+    "pattern": "match",
+    "name": "match",
+    "plugins": "modules",
+    "param_groups": "groups",
+}
 
 
+def verify_names(cls: type[_T]) -> type[_T]:
+    """Make a class's constructor say which parameters it has, and which was meant, at one that it lacks."""
+    init = cls.__init__
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def verified(self: _T, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                import difflib  # what only an error needs is not loaded by `import privopt`
+
+                near = [_ELSEWHERE.get(name, name), *difflib.get_close_matches(name, known, n=1)]
+                meant = next((other for other in near if other in known), None)
+                hint = "" if meant is None else f" Did you mean {meant!r}?"
+                if meant == "w_decay":
+                    hint += " It is not multiplied by the rate."
+                raise TypeError(
+                    f"Expected parameters of {cls.__name__} among {', '.join(known)}, got {name!r}.{hint}"
+                )
+        init(self, *args, **kwargs)
+
+    cls.__init__ = verified  # type: ignore[method-assign, assignment]  # it takes what it took
+    return cls
+
+
+@verify_names
 @dataclass(frozen=True)
 class Group:
     r"""Tensors whose names match a pattern, and what is different for them.
@@ -110,6 +153,8 @@ def rate_of(name: str, value: object, *, schedules: bool = True) -> Any:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"Expected {name} >= 0 and finite, got {name}={value!r}.")
         return float(value)
+    if isinstance(value, str) and _is_number(value):
+        raise TypeError(f"Expected {name} as a number, without quotes, got {value!r}.")
     if not schedules or value is None or isinstance(value, bool):
         raise TypeError(f"Expected a number for {name}, got {value!r} ({type(value).__name__}).")
     try:
@@ -121,6 +166,14 @@ def rate_of(name: str, value: object, *, schedules: bool = True) -> Any:
         return schedule
     except TypeError as error:
         raise TypeError(f"Expected a number or a schedule for {name}: {error}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def config_of(rate: Any) -> Any:

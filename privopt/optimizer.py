@@ -12,7 +12,7 @@ from secagg.reductions import Averaged, Reduction
 
 from .auxvar import AuxVar
 from .executors import steps_eagerly
-from .groups import Group, Grouping, config_of, groups_of, rate_of, verify_settings
+from .groups import Group, Grouping, config_of, groups_of, rate_of, verify_names, verify_settings
 from .layout import Layout
 from .plugin import OptiModule, Plugin, Regularizer
 from .registry import OPTI_MODULES, REGULARIZERS, Registry
@@ -33,6 +33,14 @@ RegularizerSpec = Regularizer | str | tuple[str, Mapping[str, Any]] | Sequence[A
 CONFIG_VERSION = 1
 
 
+class StateMismatch(KeyError):  # noqa: N818  # what was found; named as such in tracebacks
+    """A state of an optimizer with other plug-ins."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError shows its text as a string in quotes
+
+
+@verify_names
 class Optimizer:
     """An SGD-based optimizer made of plug-ins, for any framework.
 
@@ -201,14 +209,21 @@ class Optimizer:
             gradients: Gradients of the loss, laid out as the weights.
             weights: The weights at which they were taken; not changed.
 
+        Dtypes may differ: states are of the gradients' dtype, what combines gradients and weights is computed
+        in the wider of the two, and weights that are stepped keep their own. ``gradients.to(weights)`` gives
+        float64 gradients for float64 weights.
+
         Raises:
-            TypeError: If either is no Vector.
+            TypeError: If either is no Vector, or they are of two frameworks.
             ValueError: If their layouts differ.
         """
         return self._advance(gradients, weights, in_place=False)
 
     def step(self, gradients: Vector, weights: Vector) -> None:
-        """Apply one step to the weights, in their own memory (where the framework's arrays have one)."""
+        """Apply one step to the weights, in their own memory (where the framework's arrays have one).
+
+        Takes and raises what `compute_updates` does; dtypes may differ likewise, and the weights keep theirs.
+        """
         self._advance(gradients, weights, in_place=True)
 
     def _advance(self, gradients: Vector, weights: Vector, *, in_place: bool) -> Vector:
@@ -217,6 +232,8 @@ class Optimizer:
             if not isinstance(value, Vector):
                 raise TypeError(f"Expected {what} as a Vector, got {type(value).__name__}.")
         gradients._verify(weights)
+        if gradients._backend is not weights._backend:
+            raise gradients._foreign(weights)
         self.verify(weights.layout)
         try:
             turn = self._turns.pop()  # one bytecode: two threads cannot both have it
@@ -239,7 +256,11 @@ class Optimizer:
         try:
             with np.errstate(all="ignore"):
                 step = Step(plugins, gradients, weights, self._owned, eager=eager)
-                step.bind()
+                try:
+                    step.bind()
+                except ValueError as error:
+                    self._verify_states(gradients.layout, error)
+                    raise
                 if grouping is not None:
                     for plugin, name, values in grouping.settings:
                         plugin.__dict__[name] = values
@@ -260,6 +281,19 @@ class Optimizer:
             raise
         return result[0]
 
+    def _verify_states(self, layout: Layout, cause: ValueError) -> None:
+        """Say so if a state is another model's."""
+        for plugin in self.plugins:
+            for name in (field.name for field in plugin._state):
+                value = getattr(plugin, name)
+                difference = value.layout.difference(layout) if isinstance(value, Vector) else None
+                if difference is not None:
+                    raise ValueError(
+                        f"Expected gradients of the model that state {name!r} of {plugin._kind()} "
+                        f"{plugin.name!r} belongs to, got others: in the state, {difference}. It was "
+                        "restored, or comes from steps on another model; reset() forgets it."
+                    ) from cause
+
     def verify(self, layout: Layout | Vector) -> None:
         """Check what needs a model's layout (or its weights), before anything is spent on a first step.
 
@@ -269,6 +303,8 @@ class Optimizer:
         """
         if isinstance(layout, Vector):
             layout = layout.layout
+        elif not isinstance(layout, Layout):
+            raise TypeError(f"Expected a Vector or its layout, got {type(layout).__name__}.")
         if layout is not self._steppable or (self._grouped is not None and self._grouped.is_stale()):
             _verify_fractional(layout)
             self._grouped = Grouping(self.groups, layout, self.plugins) if self.groups else None
@@ -563,19 +599,26 @@ class Optimizer:
         """Take over a state from `get_state` of an optimizer with the same plug-ins.
 
         Raises:
-            KeyError: If a plug-in's state is missing; no plug-in is changed then.
+            KeyError: If a plug-in's state is missing, or there is one too many; no plug-in is changed then.
+            TypeError: If it is no mapping, or a value has another type than declared; nor then.
         """
         keyed = self._keyed()
         expected = [key for key, _ in keyed]
+        if not isinstance(state, Mapping):
+            raise TypeError(f"Expected a state as `get_state` gives it, got {type(state).__name__}.")
         if sorted(state) != sorted(expected):
-            raise KeyError(f"Expected the states {expected}, got {sorted(state)}. Were the plug-ins changed?")
+            raise StateMismatch(
+                f"Expected the states {expected}, got {sorted(state)}. Were the plug-ins changed?"
+            )
         before = self.get_state()
         try:
             for key, plugin in keyed:
                 plugin.set_state(state[key])
-        except BaseException:
+        except BaseException as error:
             for key, plugin in keyed:
                 plugin.set_state(before[key])
+            if isinstance(error, KeyError) and error.args:
+                raise StateMismatch(error.args[0]) from error
             raise
         self._rounds = True
 
@@ -636,6 +679,13 @@ def _verified(plugin: Plugin, result: object, weights: Vector) -> Vector:
 def _plugins(specs: Iterable[Any] | None, base: type[_P], registry: Registry) -> list[_P]:
     if isinstance(specs, str | Plugin | Mapping):
         raise TypeError(f"Expected a list of {registry.what}s, got {specs!r}. Write [{specs!r}].")
+    if specs is not None and not isinstance(specs, Iterable):
+        raise TypeError(f"Expected a list of {registry.what}s, got {specs!r} ({type(specs).__name__}).")
+    if isinstance(specs, Sequence) and len(specs) == 2 and isinstance(specs[1], Mapping):
+        spec = tuple(specs)
+        raise TypeError(
+            f"Expected a list of {registry.what}s, got a name and its parameters. Wrap it: [{spec!r}]."
+        )
     return [_plugin(spec, base, registry) for spec in specs or ()]
 
 
@@ -644,6 +694,11 @@ def _plugin(spec: Any, base: type[_P], registry: Registry) -> _P:
         return spec
     if isinstance(spec, Plugin):
         raise TypeError(f"Expected a {registry.what}, got the {spec._kind()} {spec.name!r}.")
+    if isinstance(spec, type) and issubclass(spec, Plugin):
+        raise TypeError(
+            f"Expected a {registry.what} as an instance, got the class {spec.__name__}. Write "
+            f"{spec.__name__}()."
+        )
     if isinstance(spec, str):
         spec = (spec, {})
     if not (isinstance(spec, Sequence) and len(spec) == 2 and isinstance(spec[0], str)):

@@ -98,8 +98,11 @@ class Registry:
             others = [t for t in (OPTI_MODULES, REGULARIZERS, SCHEDULES, AGGREGATORS) if t is not self]
             elsewhere = [t.what for t in others if name in t.table()]
             if elsewhere:
-                hint = f" {name!r} is a {elsewhere[0]}: give it where {elsewhere[0]}s go."
-            elif self is OPTI_MODULES and name.lower() == "adamw":
+                raise ValueError(
+                    f"Expected a known {self.what}, got {name!r}. "
+                    f"{name!r} is a {elsewhere[0]}: give it where {elsewhere[0]}s go."
+                )
+            if self is OPTI_MODULES and name.lower() == "adamw":
                 hint = " It is 'adam' with the optimizer's w_decay."
             raise ValueError(
                 f"Expected a known {self.what}, got {name!r}.{hint} "

@@ -246,6 +246,11 @@ class Vector:
 
     def assign(self, other: Vector) -> Self:
         """Write another Vector's values into this one's memory, from whichever framework."""
+        if not isinstance(other, Vector):
+            raise TypeError(
+                f"Expected a Vector, got {type(other).__name__}. .pack(...) writes named arrays, "
+                ".unflatten(...) makes a Vector of one array."
+            )
         self._verify(other)
         if other._backend is not self._backend:
             other = other.to(self)
@@ -304,6 +309,11 @@ class Vector:
 
         Returns this Vector itself where nothing has to change.
         """
+        if not isinstance(like, Vector):
+            raise TypeError(
+                f"Expected a Vector whose framework, dtypes and devices to take over, got {like!r} "
+                f"({type(like).__name__}). Write .to(weights); Vector.build makes one of arrays."
+            )
         if self._backend is like._backend and self.layout == like.layout:
             return self
         blocks = like.layout.blocks
@@ -342,8 +352,14 @@ class Vector:
         """A Vector of this layout, framework and dtypes from the entries that `flatten` gives.
 
         Raises:
+            TypeError: If they are no array.
             ValueError: If the number of entries differs.
         """
+        if not hasattr(flat, "shape"):
+            raise TypeError(
+                f"Expected a numpy array of {self.size} entries, got {type(flat).__name__}. "
+                "Write np.asarray(...)."
+            )
         if flat.shape != (self.size,):
             raise ValueError(f"Expected {self.size} entries in one dimension, got shape {flat.shape}.")
         buffers, start = [], 0
@@ -378,10 +394,7 @@ class Vector:
         if isinstance(other, Vector):
             self._verify(other)
             if other._backend is not self._backend:
-                raise TypeError(
-                    f"Expected two Vectors of one framework, got {self.framework} and {other.framework}. "
-                    "Convert one with `.to(other)`."
-                )
+                raise self._foreign(other)
             return other.buffers
         if isinstance(other, PerTensor):
             return tuple(self._spread(other, i) for i in range(len(self.buffers)))
@@ -391,6 +404,12 @@ class Vector:
         if isinstance(other, bool | int | float):
             return (other,) * len(self.buffers)
         return None
+
+    def _foreign(self, other: Vector) -> TypeError:
+        return TypeError(
+            f"Expected two Vectors of one framework, got {self.framework} and {other.framework}. "
+            "Convert one with `.to(other)`."
+        )
 
     def _spread(self, per_tensor: PerTensor, block: int) -> Array:
         segments = per_tensor.layout

@@ -224,12 +224,23 @@ def build_federation(
         selection: See `Federation`; the privacy plan is not made smaller by it.
 
     Raises:
+        TypeError: If `client_optimizer` makes no optimizer, or `server_optimizer` is none.
         ValueError: If there is no client, or optimizers or settings do not fit together.
         dp.PrivacyParameterError: If seconds end a private round, a plan is weaker than a client's policy, or
             delta too large for it.
     """
     if not problems:
         raise ValueError("Expected at least one client, got none.")
+    if not callable(client_optimizer):
+        raise TypeError(
+            "Expected client_optimizer as a function that makes one, since each client has its own, got "
+            f"{type(client_optimizer).__name__}. Write client_optimizer=lambda: Optimizer(...)."
+        )
+    if not isinstance(server_optimizer, Optimizer):
+        raise TypeError(
+            f"Expected server_optimizer as an Optimizer, got {type(server_optimizer).__name__}. There is "
+            "one server, so it needs no function that makes it."
+        )
     for name in problems:
         if name != Path(name).name or name in (".", "..", "server"):
             raise ValueError(f"Expected client ids that can name a folder, and not 'server', got {name!r}.")

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dp
-from privopt import Optimizer, OptiModule, Vector, state
-from privopt.checkpoint import dump_state, load_state
+from privopt import Group, Optimizer, OptiModule, Vector, build_federation, state
+from privopt.checkpoint import dump_state, load_state, read_state, write_state
 from privopt.modules import GaussianNoise, ScaffoldClient, ScaffoldState
 from tests.contracts import gradients, same_state
+from tests.privopt.frameworks import array as as_framework
 
 SHAPES = {"w": (3, 2), "b": (3,)}
 CHAIN = [("l2-global-clipping", {"max_norm": 0.5}), "adam", "momentum"]
@@ -171,7 +174,7 @@ def test_wrong_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match="same layout: tensor 'v' stands where the other has 'w'"):
         optimizer.compute_updates(gradients(0, {"v": (1,)}), weights)
     with pytest.raises(TypeError, match="gradients as a Vector, got dict"):
-        optimizer.compute_updates({}, weights)  # type: ignore[arg-type]
+        optimizer.compute_updates({}, weights)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
@@ -223,3 +226,128 @@ def test_numpys_functions_take_vectors_and_refuse_arrays_beside_them() -> None:
         np.ones(3) * v
     with pytest.raises(TypeError, match=r"got numpy\.sin of Vector"):
         np.sin(v)
+
+
+class Plain(OptiModule, register=False):
+    name = "plain"
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Optimizer(lr=0.1), "Optimizer among lrate, .* got 'lr'. Did you mean 'lrate'"),
+        (lambda: Optimizer(0.1, weight_decay=1.0), "'w_decay'. It is not multiplied by the rate"),
+        (lambda: Optimizer(0.1, moduls=[]), "got 'moduls'. Did you mean 'modules'"),
+        (lambda: Group("a", lr=0.1), "Group among match, .* got 'lr'. Did you mean 'lrate'"),
+        (lambda: Optimizer("0.1"), "lrate as a number, without quotes, got '0.1'"),
+        (lambda: Optimizer(0.1, modules=("adam", {"eps": 1.0})), r"Wrap it: \[\('adam', {'eps': 1.0}\)\]"),
+        (lambda: Optimizer(0.1, modules=7), "list of modules, got 7"),
+        (lambda: Optimizer(0.1, modules=[Plain]), r"got the class Plain. Write Plain\(\)"),
+        (lambda: Optimizer(0.1).verify({"w": 1}), "a Vector or its layout, got dict"),
+        (
+            lambda: build_federation(
+                {"c": 1}, client_optimizer=Optimizer(0.1), server_optimizer=Optimizer(1.0)
+            ),
+            "client_optimizer as a function that makes one.*got Optimizer. Write client_optimizer=lambda",
+        ),
+        (
+            lambda: build_federation({"c": 1}, client_optimizer=Optimizer, server_optimizer=Optimizer),
+            "server_optimizer as an Optimizer, got type",
+        ),
+        (lambda: Optimizer(0.1).set_state(None), "as `get_state` gives it, got NoneType"),
+    ],
+)
+def test_what_other_libraries_would_take_is_answered_with_what_to_write(
+    make: Callable[[], object], words: str
+) -> None:
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+def test_a_regularizer_among_the_modules_is_called_one_and_nothing_else() -> None:
+    with pytest.raises(ValueError, match=r"give it where regularizers go\.$"):
+        Optimizer(0.1, modules=["fedprox"])
+
+
+def test_a_state_of_other_plug_ins_is_told_without_the_quotes_of_a_key() -> None:
+    for other in ({}, {"modules.0.adam": {}}):
+        with pytest.raises(KeyError) as caught:
+            Optimizer(0.1, modules=["adam"]).set_state(other)
+        assert str(caught.value).startswith("Expected ")
+
+
+def test_a_restored_state_of_another_model_is_called_so() -> None:
+    one, other = (Vector.build({name: np.ones(2)}) for name in "ab")
+    optimizer = Optimizer(0.1, modules=["adam"])
+    optimizer.step(one, one.copy())
+    again = Optimizer(0.1, modules=["adam"])
+    again.set_state(optimizer.get_state())
+    with pytest.raises(ValueError, match=r"state 'm' of module 'adam' .* 'a' .* 'b'.* restored"):
+        again.step(other, other.copy())
+    again.reset()
+    again.step(other, other.copy())
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("jax", "numpy"), ("numpy", "jax"), ("torch", "numpy")])
+@pytest.mark.parametrize("module", ["momentum", "l2-global-clipping"])
+def test_gradients_and_weights_of_two_frameworks_are_refused_as_in_a_sum(
+    ours: str, theirs: str, module: str
+) -> None:
+    gradients, weights = (
+        Vector.build({"w": as_framework(name, np.ones(2, np.float32))}) for name in (ours, theirs)
+    )
+    optimizer = Optimizer(0.1, modules=[module])
+    with pytest.raises(TypeError) as summed:
+        gradients + weights
+    for step in (optimizer.step, optimizer.compute_updates):
+        with pytest.raises(TypeError) as stepped:
+            step(gradients, weights)
+        assert str(stepped.value) == str(summed.value)
+    optimizer.step(gradients.to(weights), weights)
+
+
+def test_float32_gradients_step_float64_weights_which_keep_their_dtype() -> None:
+    weights, gradients = Vector.build({"w": np.ones(2)}), Vector.build({"w": np.full(2, 0.1, np.float32)})
+    optimizer = Optimizer(0.5, w_decay=0.25, modules=["momentum"])
+    updates = optimizer.compute_updates(gradients, weights)
+    assert [v.layout.blocks[0].dtype for v in (updates, weights)] == ["float64", "float64"]
+    kept = optimizer.get_state()["modules.0.momentum"]
+    assert {v.layout.blocks[0].dtype for v in kept.values() if isinstance(v, Vector)} == {"float32"}
+    # A product of float32 gradients and a rate is a float32; the decay is computed in float64.
+    expected = np.float64(np.float32(-0.5) * np.float32(0.1)) - 0.25
+    np.testing.assert_array_equal(updates.coefs["w"], expected)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tensorflow"])
+def test_a_run_goes_on_from_a_file_in_frameworks_whose_arrays_cannot_be_written(
+    framework: str, tmp_path: Path
+) -> None:
+    def fresh() -> Vector:
+        return Vector.build({"w": as_framework(framework, np.linspace(-1, 1, 4).astype(np.float32))})
+
+    weights, optimizer = fresh(), Optimizer(0.1, modules=["adam"])
+    gradients = weights.full_like(0.25)
+    optimizer.step(gradients, weights)
+    write_state(tmp_path / "run", {"opt": optimizer.get_state(), "weights": weights})
+    saved = read_state(tmp_path / "run")
+    assert saved["weights"].framework == "numpy"
+    again, restored = Optimizer(0.1, modules=["adam"]), fresh().assign(saved["weights"])
+    again.set_state(saved["opt"])
+    optimizer.step(gradients, weights)
+    again.step(gradients, restored)
+    assert restored.framework == framework
+    assert restored.equals(weights)
+
+
+def test_what_is_no_vector_is_refused_with_what_to_write() -> None:
+    vector = Vector.build({"w": np.ones(2)})
+    for call, words in (
+        (lambda: vector.to("jax"), r"devices to take over, got 'jax' \(str\). Write .to\(weights\)"),
+        (lambda: vector.assign({"w": np.ones(2)}), "Expected a Vector, got dict"),
+        (lambda: vector.unflatten([1.0, 2.0]), "numpy array of 2 entries, got list"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
