@@ -215,6 +215,7 @@ class Tape:
         if len(order) > 1:
             # What a framework's own operations refuse, they refuse before compiled code wrote another block.
             order = sorted(order, key=lambda block: parts[block][0].compilable)
+            targets = [self._memory_for(node, target) for node, target in zip(nodes, targets, strict=True)]
         for block in order:
             (program, leaves, spreads), where = parts[block], self.layout.blocks[block]
             arrays = [self.leaves[k].buffers[block] for k in leaves]
@@ -234,6 +235,14 @@ class Tape:
                 target.buffers = buffers
                 vectors.append(target)
         return vectors
+
+    def _memory_for(self, node: int, target: Vector | None) -> Vector | None:
+        """A Vector to write to: memory that cannot be had is missed before another block was written."""
+        if target is not None or self.backend.name not in ("numpy", "torch"):
+            return target
+        layout = self.layout_of(self.dtypes[node])
+        memory = (self.backend.full(b.size, 0, b.dtype, b.device) for b in layout.blocks)
+        return Vector(layout, memory, self.backend)
 
     def _pruned(self, nodes: tuple[int, ...]) -> list[_Part]:
         """What the nodes need, block by block."""

@@ -1,7 +1,7 @@
 """What the frameworks with immutable arrays share.
 
 Contents: dtypes by name (`DTYPES`, `kind`), runs of equal segments (`runs`), memory that is lent to a
-framework (`aligned`, `lent_memory`, `entries`).
+framework (`aligned`, `lent_memory`, `entries`, `address`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 __all__ = [
     "DTYPES",
     "Memory",
+    "address",
     "aligned",
     "entries",
     "kind",
@@ -77,22 +78,23 @@ _MEMORIES: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionar
 def aligned(size: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A new array that frameworks can take without copying."""
     memory = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    _MEMORIES[_address(memory) + -_address(memory) % ALIGNMENT] = memory
+    _MEMORIES[address(memory) + -address(memory) % ALIGNMENT] = memory
     return entries(memory, dtype)
 
 
 def entries(memory: Memory, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The array in memory that `aligned` gave."""
-    start = -_address(memory) % ALIGNMENT
+    start = -address(memory) % ALIGNMENT
     return memory[start : start + memory.size - ALIGNMENT].view(dtype)
 
 
 def lent_memory(values: npt.NDArray[Any]) -> Memory | None:
     """The memory from `aligned` that exactly these values fill, if it is such."""
-    memory = _MEMORIES.get(_address(values))
+    memory = _MEMORIES.get(address(values))
     return memory if memory is not None and memory.size == values.nbytes + ALIGNMENT else None
 
 
-def _address(array: npt.NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array's first entry lies."""
+    where: int = array.__array_interface__["data"][0]
+    return where

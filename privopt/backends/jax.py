@@ -172,7 +172,8 @@ class JaxBackend:
         """Arrays in numpy's memory, where jax can take it: nothing writes there while one of them lives."""
         # What was computed from float64 is float64, even if it was switched off since.
         wide = any(array.dtype == np.float64 for array in arrays)
-        with _enable_x64() if wide else contextlib.nullcontext():
+        # No transfer, whatever a user forbids: the memory stays where it is.
+        with jax.transfer_guard_host_to_device("allow"), _enable_x64() if wide else contextlib.nullcontext():
             return _put_all(list(arrays), device)
 
     def unary(self, operation: str, buffer: Array) -> Array:

@@ -42,7 +42,10 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
     "ne": operator.ne,
 }
-_BOUNDS = {"minimum": ("max", torch.minimum), "maximum": ("min", torch.maximum)}
+_BOUNDS = {
+    "minimum": ("max", torch.minimum, np.minimum),
+    "maximum": ("min", torch.maximum, np.maximum),
+}
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -63,8 +66,19 @@ def _sqrt(array: Array) -> Array:
     # torch's own on a CPU is off in the last bit now and then; every other framework rounds correctly.
     if array.device.type == "cpu" and array.dtype in (torch.float32, torch.float64):
         with np.errstate(invalid="ignore"):
-            return torch.from_numpy(np.sqrt(array.detach().numpy()))
+            return torch.from_numpy(np.sqrt(_of_numpy(array)))
     return torch.sqrt(array)
+
+
+def _plain(value: Any) -> bool:
+    """Whether numpy computes the same with it: numbers, and floats on a CPU."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    return value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+
+
+def _of_numpy(value: Any) -> Any:
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
 class TorchBackend:
@@ -133,12 +147,17 @@ class TorchBackend:
     def binary(self, operation: str, left: Any, right: Any) -> Array:
         result: Array
         if operation in _BOUNDS:
-            scalar, both = _BOUNDS[operation]
+            scalar, both, by_numpy = _BOUNDS[operation]
+            if all(map(_plain, (left, right))):
+                # Of 0 and -0, torch's own takes one or the other by an entry's place in the array.
+                return torch.from_numpy(by_numpy(*map(_of_numpy, (left, right))))
             if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
                 result = both(left, right)
             else:
                 array, bound = (left, right) if isinstance(left, torch.Tensor) else (right, left)
                 result = torch.clamp(array, **{scalar: _representable(bound, array.dtype)})
+        elif operation == "pow" and isinstance(right, int | float) and right == 0.5:
+            result = _sqrt(left) if left.is_floating_point() else torch.pow(left, 0.5)
         else:
             if operation == "div" and not isinstance(left, torch.Tensor) and right.is_floating_point():
                 # torch takes the reciprocal and multiplies: two roundings where one is due.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, named_backend
-from ..backends.common import Memory, aligned, entries, lent_memory
+from ..backends.common import Memory, address, aligned, entries, lent_memory
 from .passes import Pass
 
 __all__ = ["run"]
@@ -49,9 +49,10 @@ def run(job: Pass, compiled: Callable[[Pass], list[Array] | None]) -> list[Array
         for output in range(len(job.targets)):
             _let_go(job, output, taken)
         _take(job, taken)
-        done = compiled(_of_numpy(job))
-        if done is not None:
-            lent: list[Array] = backend.lend(done, job.device)
+        work = _of_numpy(job)
+        # Lent before anything is computed: once memory was written, nothing is left that could fail.
+        lent: list[Array] = backend.lend(work.into, job.device)
+        if _in_place(job, lent, work.into) and compiled(work) is not None:
             return lent
     except BaseException:
         _give_back(job, taken)
@@ -93,6 +94,12 @@ def _give_back(job: Pass, taken: list[_Taken]) -> None:
     backend: Any = job.backend
     for one in taken:
         _hand_out(job, one, backend.lend([_entries(job, one)], job.device)[0])
+
+
+def _in_place(job: Pass, lent: list[Array], memory: list[Any]) -> bool:
+    """Whether the framework took the memory itself, not a copy."""
+    pairs = zip(lent, memory, strict=True)
+    return all(address(job.backend.to_numpy(array)) == address(own) for array, own in pairs)
 
 
 def _hand_out(job: Pass, one: _Taken, array: Array | None) -> None:

@@ -138,7 +138,7 @@ def segment_products(
 ) -> npt.NDArray[np.float64] | None:
     """The same for each segment that begins at `starts`."""
     sums = np.empty(len(starts))
-    chunks = _chunks_of_segments(tuple(starts), where.size)
+    chunks = _chunks_of_segments(_Itself(starts), where.size)
     return sums if _sum(backend, left, right, where, chunks, sums.ctypes.data) else None
 
 
@@ -161,9 +161,22 @@ def _chunks(size: int) -> _Chunks:
     return _Chunks(starts, np.minimum(starts + CHUNK, size), np.array([len(starts)]))
 
 
-@functools.lru_cache(maxsize=256)
-def _chunks_of_segments(starts: tuple[int, ...], size: int) -> _Chunks:
-    bounds = np.array([*starts, size], np.int64)
+class _Itself:
+    """A list as a key: a layout hands out the same one each time, and hashing a million numbers takes long."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+
+    def __hash__(self) -> int:
+        return id(self.numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.numbers is other.numbers
+
+
+@functools.lru_cache(maxsize=64)
+def _chunks_of_segments(starts: _Itself, size: int) -> _Chunks:
+    bounds = np.array([*starts.numbers, size], np.int64)
     counts = -(-np.diff(bounds) // CHUNK)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     begins = np.repeat(bounds[:-1], counts) + within * CHUNK

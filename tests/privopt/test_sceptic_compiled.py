@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from privopt import Optimizer, OptiModule, Vector, executor, state
 from privopt.executors import Pass, blocked, threads
@@ -343,3 +344,53 @@ def test_a_vector_of_an_earlier_step_says_so_however_it_is_used(name: str, use: 
         with pytest.raises(RuntimeError, match="earlier step"):
             optimizer.step(weights.copy(), weights)
     np.testing.assert_array_equal(weights.buffers[0], np.full(5, 0.5))
+
+
+# ---- zeros, roots, memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torch_takes_the_same_zero_and_root_in_every_place(dtype: str) -> None:
+    zeros = np.tile(np.array([0.0, -0.0], dtype), 37)
+    x = np.abs(np.random.default_rng(0).standard_normal(1001)).astype(dtype)
+    for bound in (0, -0.0, zeros[::-1].copy()):
+        for name in ("minimum", "maximum"):
+            sides = [
+                getattr(Vector.build({"z": make(zeros)}), name)(
+                    Vector.build({"z": make(bound)}) if isinstance(bound, np.ndarray) else bound
+                )
+                for make in (np.array, torch.tensor)
+            ]
+            numpys, torchs = (np.signbit(v.flatten()) for v in sides)
+            np.testing.assert_array_equal(torchs, numpys)
+    root = (Vector.build({"x": torch.from_numpy(x)}) ** 0.5).flatten()
+    np.testing.assert_array_equal(root, np.sqrt(x))
+
+
+def test_memory_that_cannot_be_had_for_one_block_is_missed_before_another_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = {"a": np.ones(20_000, np.float32), "b": np.ones(20_000, np.float64)}
+    weights, gradients = Vector.build(made), Vector.build(made)
+    backend = type(weights._backend)
+    real = backend.full
+
+    def full(self: object, size: int, value: float, dtype: str, device: str) -> np.ndarray:
+        if dtype == "float64" and failing:
+            raise MemoryError
+        return real(self, size, value, dtype, device)  # type: ignore[arg-type]
+
+    failing = False
+    monkeypatch.setattr(backend, "full", full)
+    optimizer = Optimizer(0.5, modules=["momentum"])
+    optimizer.step(gradients, weights)
+    optimizer.set_state(optimizer.get_state())  # states set from outside are not written to
+    before, state = weights.copy(), optimizer.get_state()
+    failing = True
+    with pytest.raises(MemoryError):
+        optimizer.step(gradients, weights)
+    failing = False
+    assert weights.equals(before)
+    assert optimizer.get_state()["modules.0.momentum"]["velocity"].equals(
+        state["modules.0.momentum"]["velocity"]
+    )
