@@ -234,6 +234,7 @@ class Optimizer:
         gradients._verify(weights)
         if gradients._backend is not weights._backend:
             raise gradients._foreign(weights)
+        gradients._gather()
         self.verify(weights.layout)
         try:
             turn = self._turns.pop()  # one bytecode: two threads cannot both have it

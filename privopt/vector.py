@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .backends import Backend, backend_of, named_backend
 from .layout import Layout
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PerTensor", "Vector"]
 
@@ -209,6 +212,41 @@ class Vector:
             for i, block in enumerate(layout.blocks)
         ]
         return cls(layout, buffers, backend)
+
+    @staticmethod
+    def bind(model: torch.nn.Module) -> tuple[Vector, Vector]:
+        """The weights and the gradients of a torch model, as Vectors that its parameters are views of.
+
+        A step on them moves the model, and ``loss.backward()`` writes where the step reads, so nothing is
+        copied: ``opt.step(gradients, weights)``. Gradients that the parameters have are kept.
+
+        Where ``zero_grad()`` sets gradients to None, as it does unless told `set_to_none=False`, `backward`
+        makes tensors of its own. The step notices, copies them in, and takes zeros for parameters without one.
+
+        Parameters that require no gradient are left out, so freeze them before; one that stands at several
+        places of the model is there once, under its first name.
+
+        Args:
+            model: Any module; its parameters may be of several dtypes and on several devices. Their values
+                stay, their memory is another: what looked at the old memory (another `bind`, a flat
+                buffer) is cut off.
+
+        Raises:
+            TypeError: If it is no torch module.
+            ValueError: If no parameter requires a gradient, one has no shape yet, or two share memory and
+                are not one. A later step raises it if the model was moved (``model.to(...)``): bind again.
+        """
+        kinds = type(model).__mro__
+        if not any(k.__name__ == "Module" and k.__module__.startswith("torch.nn.") for k in kinds):
+            raise TypeError(
+                f"Expected a torch.nn.Module, got {type(model).__name__}. Vector.build takes named arrays."
+            )
+        from .backends.torch_model import bind  # torch is loaded, or there would be no module of it
+
+        return bind(model)
+
+    def _gather(self) -> None:
+        """Take in, before a step, gradients that a framework left elsewhere; only `bind` makes such."""
 
     @property
     def framework(self) -> str:
