@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from .plugin import Plugin
+from .plugin import Plugin, verify_kind
 from .recording import Borrowed, Recorded, Tape
 from .vector import PerTensor, Vector
 
@@ -72,7 +72,7 @@ class Step:
         for position, plugin in enumerate(self._plugins):
             made = plugin._prepare(gradients)
             attributes = plugin.__dict__
-            for name, _ in plugin._states:
+            for name, _, _ in plugin._states:
                 value = attributes.get(name)
                 if isinstance(value, Vector):
                     if name in made:
@@ -105,16 +105,20 @@ class Step:
         found = {}
         for position, plugin in enumerate(self._plugins):
             attributes = plugin.__dict__
-            for name, _ in plugin._states:
+            for name, is_vector, kinds in plugin._states:
                 value = attributes.get(name)
                 if isinstance(value, Vector):
+                    if not is_vector:
+                        verify_kind(plugin, name, value)
                     self._verify_state(plugin, name, value)
                     found[position, name] = value
-                elif isinstance(value, PerTensor):
-                    raise TypeError(
-                        f"Expected a plain number in state {name!r} of {plugin.name!r}, got a "
-                        "PerTensor: a hyper-parameter that it depends on cannot differ between groups."
-                    )
+                elif value.__class__ not in kinds and name in attributes:
+                    if isinstance(value, PerTensor):
+                        raise TypeError(
+                            f"Expected a plain number in state {name!r} of {plugin.name!r}, got a "
+                            "PerTensor: a hyper-parameter that it depends on cannot differ between groups."
+                        )
+                    verify_kind(plugin, name, value)
             for name in attributes.keys() - plugin._plain:
                 before = self._before.get((position, name), ())
                 if self._is_of_this_step(_vectors_in(attributes[name]), before):

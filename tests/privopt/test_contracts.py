@@ -618,6 +618,8 @@ def test_a_module_that_exchanges_with_nobody_is_told_to_register_its_counterpart
 
 
 class HonestSchedule(Schedule, register=False):
+    """Falls as one over t."""
+
     name = "honest-schedule"
     half: int = 3
 
@@ -673,6 +675,8 @@ def test_a_schedule_that_breaks_a_promise_fails_its_tests(plugin: type[Plugin], 
 
 
 class HonestAggregator(Aggregator, register=False):
+    """The mean, under another name."""
+
     name = "honest-aggregator"
 
 

@@ -422,7 +422,8 @@ def test_hyper_parameters_may_differ_between_tensors(name: str, key: str) -> Non
     together = cls()
     alone = {tensor: cls(**{key: values[tensor]}) for tensor in shapes}
     weights = contracts.gradients(0, shapes)
-    setattr(together, key, PerTensor(weights.layout, np.array(list(values.values()))))
+    # As a step of an optimizer with groups does it: what is set from outside must be a number.
+    together.__dict__[key] = PerTensor(weights.layout, np.array(list(values.values())))
     for step in range(1, 8):
         grads = contracts.gradients(step, shapes)
         found = contracts.run(together, grads, weights).coefs

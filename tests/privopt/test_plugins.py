@@ -166,6 +166,8 @@ def test_round_reset_forgets_the_state() -> None:
 
 def test_a_plug_in_of_ones_own_is_registered_configured_and_saved() -> None:
     class Lion(OptiModule):
+        """The sign of a momentum."""
+
         name = "test-lion"
         beta_1: float = 0.9
         beta_2: float = 0.99
