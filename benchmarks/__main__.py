@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="only name the cases")
     options = parser.parse_args(arguments)
+    if not (math.isfinite(options.seconds) and options.seconds > 0):
+        parser.error(f"Expected --seconds > 0 and finite, got {options.seconds:g}.")
     harness.SECONDS = options.seconds
     measured = disagreed = 0
     for name in options.subjects:

@@ -92,14 +92,23 @@ class Aggregator(Plugin, register=False):
 
 
 class Mean(Aggregator):
-    """The mean update: federated averaging (McMahan et al. 2017)."""
+    """The mean update: federated averaging (McMahan et al. 2017).
+
+    Args:
+        weight: What a client counts as: ``"uniform"`` (1), its ``"samples"`` or its ``"steps"``.
+    """
 
     name = "mean"
     is_mean: ClassVar[bool] = True
 
 
 class Sum(Aggregator):
-    """The sum of the updates. `weight` counts for the mean training loss alone."""
+    """The sum of the updates.
+
+    Args:
+        weight: What a client counts as: ``"uniform"`` (1), its ``"samples"`` or its ``"steps"``; here in the
+            mean training loss alone.
+    """
 
     name = "sum"
 
@@ -117,6 +126,7 @@ class MaskedMean(Aggregator):
     their agreement, the others are kept.
 
     Args:
+        weight: What a client counts as: ``"uniform"`` (1), its ``"samples"`` or its ``"steps"``.
         threshold: Agreement from which an entry is kept as it is, in [0, 1]; 0 is the plain mean.
     """
 
@@ -152,7 +162,8 @@ class FedNova(Aggregator):
     multiplied by what the mean number of steps amounts to. Where all take as many, it is the plain mean.
 
     Args:
-        weight: As in every aggregator; what p_i is in the paper.
+        weight: What a client counts as: ``"uniform"`` (1), its ``"samples"`` or its ``"steps"``;
+            p_i in the paper.
         momentum: Factor of the clients' heavy-ball momentum, in [0, 1), if they have any and forget
             it when a round starts; ``a_i`` is then the sum of all gradients' weights in the update.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "list_optim_modules",
     "list_optim_regularizers",
     "list_rate_schedulers",
+    "nearest_names",
 ]
 
 _Kind = TypeVar("_Kind", bound=type)
@@ -91,9 +93,7 @@ class Registry:
         if name not in self._classes:
             self._load_entry_points()
         if name not in self._classes:
-            import difflib  # what only an error needs is not loaded by `import privopt`
-
-            near = difflib.get_close_matches(name, self._classes, n=3, cutoff=0.5)
+            near = nearest_names(name, self._classes)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             others = [t for t in (OPTI_MODULES, REGULARIZERS, SCHEDULES, AGGREGATORS) if t is not self]
             elsewhere = [t.what for t in others if name in t.table()]
@@ -132,6 +132,17 @@ class Registry:
                         f"{type(error).__name__}: {error}",
                         stacklevel=2,
                     )
+
+
+def nearest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that hold `name` as a word, or as a part; else those that look like it."""
+    import difflib  # what only an error needs is not loaded by `import privopt`
+
+    names = list(names)
+    words = [other for other in names if name in other.split("-")]
+    parts = [other for other in names if len(name) > 2 and name in other]
+    found = list(dict.fromkeys([*words, *parts]))
+    return found[:3] or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
 
 
 OPTI_MODULES = Registry("module", "privopt.modules")

@@ -221,7 +221,7 @@ class Vector:
         copied: ``opt.step(gradients, weights)``. Gradients that the parameters have are kept.
 
         Where ``zero_grad()`` sets gradients to None, as it does unless told `set_to_none=False`, `backward`
-        makes tensors of its own. The step notices, copies them in, and takes zeros for parameters without one.
+        makes tensors of its own. The step notices, copies them in, and takes zeros where there is none.
 
         Parameters that require no gradient are left out, so freeze them before; one that stands at several
         places of the model is there once, under its first name.

@@ -315,3 +315,11 @@ def test_a_missing_peer_is_told_and_the_others_are_measured(
     assert told.out.startswith("there")
     assert "gone: not measured" in told.err
     assert "pip install 'privopt[bench]'" in told.err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_no_time_to_measure_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["optimizer", f"--seconds={seconds}"])
+    assert stopped.value.code == 2
+    assert f"--seconds > 0 and finite, got {seconds}" in capsys.readouterr().err

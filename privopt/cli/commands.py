@@ -320,6 +320,8 @@ def _modules(options: argparse.Namespace) -> int:
     if full:
         near = nearest(options.name, plugins)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        if options.name.lower() == "sgd":
+            hint = " Plain SGD is an optimizer without modules: modules = []."
         plugins = [plugin for plugin in plugins if plugin.name == options.name]
         if not plugins:
             raise ConfigError(

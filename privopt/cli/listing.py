@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import textwrap
 from collections.abc import Sequence
@@ -88,8 +87,8 @@ def described() -> list[PluginCard]:
 
 
 def nearest(name: str, cards: Sequence[PluginCard]) -> list[str]:
-    """The names of any table that look most like `name`, the nearest first."""
-    return difflib.get_close_matches(name, dict.fromkeys(card.name for card in cards), n=3, cutoff=0.5)
+    """The names of any table that hold `name`, or look most like it, the nearest first."""
+    return registry.nearest_names(name, dict.fromkeys(card.name for card in cards))
 
 
 def _card(kind: str, name: str, cls: Any) -> PluginCard:

@@ -106,6 +106,9 @@ def test_help_is_quick_and_loads_no_framework():
         (["modules", "lasoo"], 2, "Did you mean lasso"),
         (["modules", "cosin"], 2, "Did you mean cosine"),
         (["modules", "masked_mean"], 2, "Did you mean masked-mean"),
+        (["modules", "warm"], 2, "Did you mean warmup?"),
+        (["modules", "mime"], 2, "Did you mean mime-lite-client or mime-lite-server?"),
+        (["modules", "sgd"], 2, "Plain SGD is an optimizer without modules"),
         (["train", "data.clients=2000"], 3, "2000 clients"),
         (["train", "dp.epsilon=0"], 4, "dp.epsilon = 0"),
         (["train", "dp.epsilon=-2"], 4, "dp.epsilon = -2"),
@@ -284,6 +287,28 @@ def test_modules_shows_one_in_full(capsys):
     assert main(["modules", "warmup", "--format", "json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert "Where the ramp comes from" in entry["doc"]
+
+
+def test_modules_suggests_plug_ins_of_others_too(capsys, monkeypatch):
+    from privopt import OptiModule, registry
+
+    class Soft(OptiModule, register=False):
+        name = "soft-thresholding"
+
+    monkeypatch.setattr(registry.OPTI_MODULES, "_classes", {**registry.list_optim_modules(), Soft.name: Soft})
+    assert main(["modules", "soft"]) == 2
+    assert "Did you mean soft-thresholding?" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"got 'soft'. Did you mean 'soft-thresholding'\?"):
+        registry.OPTI_MODULES.find("soft")
+
+
+def test_modules_says_what_the_parameters_of_every_aggregator_are(capsys):
+    from privopt import registry
+
+    for name, cls in registry.list_aggregators().items():
+        assert main(["modules", name]) == 0
+        text = capsys.readouterr().out
+        assert all(f"\n          {hyper.name}: " in text for hyper in cls._hyper), name
 
 
 def test_modules_breaks_long_lines_between_parameters(capsys):
