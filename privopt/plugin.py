@@ -112,8 +112,10 @@ class Plugin:
             setattr(self, hyper.name, _checked(self, hyper, getattr(self, hyper.name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The constructor checks by itself, once all is set.
-        if name in self._free or name[0] == "_" or not self._complete:
+        if name in self._free:
+            self.__dict__[name] = value  # many a step: the shortest way there is
+        elif name[0] == "_" or not self._complete:
+            # The constructor checks by itself, once all is set.
             object.__setattr__(self, name, value)
         else:
             object.__setattr__(self, name, self._verified_attribute(name, value))
