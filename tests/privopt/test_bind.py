@@ -236,3 +236,5 @@ def test_what_cannot_be_bound_is_refused() -> None:
         Vector.bind({"w": np.ones(2)})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"lazy 'weight'. Run one batch"):
         Vector.bind(torch.nn.LazyLinear(2))
+    with pytest.raises(ValueError, match="'weight' on the meta device"):
+        Vector.bind(torch.nn.Linear(2, 1, device="meta"))
