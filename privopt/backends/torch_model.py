@@ -104,11 +104,10 @@ def bind(model: torch.nn.Module) -> tuple[Vector, Vector]:
             raise ValueError(
                 f"Expected parameters with a shape, got lazy {name!r}. Run one batch through first."
             )
-    for name, parameter in named.items():
         if parameter.is_meta:
             raise ValueError(
-                f"Expected parameters with values, got {name!r} on the meta device. Materialize the model first, "
-                "such as model.to_empty(device=...)."
+                f"Expected parameters with values, got {name!r} on the meta device. Give them memory first: "
+                "model.to_empty(device=...)."
             )
     _verify_apart(every)
     weights = Vector.build(named)
