@@ -162,7 +162,7 @@ def _chunks(size: int) -> _Chunks:
 
 
 class _Itself:
-    """A list as a key: a layout hands out the same one each time, and hashing a million numbers takes long."""
+    """A list as a key: a layout hands out the same one each time, and a million numbers take long to hash."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
