@@ -143,6 +143,17 @@ _OF_NUMPY = (
 )
 
 
+def _unknown(operation: str) -> TypeError:
+    return TypeError(f"Expected an operation that Vectors have, got {operation}. {_HAVE}")
+
+
+_HAVE = (
+    "Vectors have + - * / **, comparisons, abs, sqrt, sign, exp, log, isfinite, minimum, maximum, clip and "
+    "where, and the reductions sum, dot, norm, sums, norms and row_means. For another function f, "
+    "`v.unflatten(f(v.flatten()))` computes on numpy's numbers, and v.coefs holds one array per tensor."
+)
+
+
 class Vector:
     """Named tensors of any supported framework, held in one contiguous buffer per dtype and device.
 
@@ -482,27 +493,40 @@ class Vector:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Vector:
         """Numpy's elementwise functions of Vectors and numbers: ``np.sqrt(v)``, ``np.float64(2) * v``."""
         name = _OF_NUMPY.get(ufunc.__name__)
-        result: Any = NotImplemented
-        if name is not None and method == "__call__" and not options:
-            if len(inputs) == 1:
-                return self._unary(name)
-            left, right = (x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
-            result = (
-                left._binary(name, right) if isinstance(left, Vector) else right._binary(name, left, True)
-            )
+        if name is None or method != "__call__" or options:
+            raise _unknown(f"numpy.{ufunc.__name__}")
+        if len(inputs) == 1:
+            return self._unary(name)
+        left, right = (x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
+        result: Any = (
+            left._binary(name, right) if isinstance(left, Vector) else right._binary(name, left, True)
+        )
         if result is NotImplemented:
+            kinds = ("Vector" if isinstance(x, Vector) else type(x).__name__ for x in inputs)
             raise TypeError(
                 f"Expected an operation of Vectors and numbers, got numpy.{ufunc.__name__} of "
-                f"{' and '.join(type(x).__name__ for x in inputs)}. Vectors have "
-                f"{', '.join(sorted(_OF_NUMPY))}; Vector.build makes one of arrays."
+                f"{' and '.join(kinds)}. `v.unflatten(array)` makes a Vector of an array's numbers."
             )
         return cast(Vector, result)
 
     def __array_function__(self, function: Any, kinds: Any, inputs: Any, options: Any) -> NoReturn:
-        raise TypeError(
-            f"Expected an operation that Vectors have, got numpy.{getattr(function, '__name__', function)}. "
-            "Use .sum(), .dot(), .norm(), .norms(), .clip() or .where(); .flatten() gives one numpy array."
-        )
+        raise _unknown(f"numpy.{getattr(function, '__name__', function)}")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, kinds: Any, inputs: Any = (), options: Any = None) -> NoReturn:
+        raise _unknown(f"torch's {getattr(function, '__name__', function)}")
+
+    def _no_single(self) -> NoReturn:
+        raise TypeError("A Vector has no single value. Use v.norm(), v.sum() or v.dot(w), which are numbers.")
+
+    __float__ = __int__ = __complex__ = _no_single
+
+    if not TYPE_CHECKING:  # to type checkers an operation that there is none of stays an error
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):
+                return object.__getattribute__(self, name)  # what a property raised is raised again
+            raise AttributeError(str(_unknown(f".{name}")), name=name, obj=self)
 
     def __array__(self, *arguments: Any, **options: Any) -> NoReturn:
         raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import types
 from typing import Any
 
@@ -408,3 +409,58 @@ def test_auxiliary_variables_of_another_kind_are_refused_with_what_to_do(given: 
     for module in ("scaffold-client", "scaffold-server"):
         with pytest.raises(TypeError, match=words):
             Optimizer(0.1, modules=[module]).process_aux_var({"scaffold": given})
+
+
+# ---- operations that there are none of ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["eager", "blocked", "run"])
+@pytest.mark.parametrize(
+    ("compute", "error", "words"),
+    [
+        (np.tanh, TypeError, r"got numpy\.tanh\. Vectors have .*sqrt.*`v\.unflatten\(f\(v\.flatten\(\)\)\)`"),
+        (np.mean, TypeError, r"got numpy\.mean\. Vectors have .*row_means"),
+        (np.add.reduce, TypeError, r"got numpy\.add\. Vectors have"),
+        (
+            lambda g: np.ones(3) * g,
+            TypeError,
+            r"numpy\.multiply of ndarray and Vector\. `v\.unflatten\(array\)`",
+        ),
+        (float, TypeError, r"A Vector has no single value\. Use v\.norm\(\)"),
+        (math.sqrt, TypeError, r"A Vector has no single value"),
+        (lambda g: g.tanh(), AttributeError, r"got \.tanh\. Vectors have"),
+    ],
+)
+def test_an_operation_that_vectors_do_not_have_is_told_with_those_that_they_have(
+    compute: Any, error: type[Exception], words: str, by: str
+) -> None:
+    refuse(compute, error, words, by, np.ones(3))
+
+
+@pytest.mark.parametrize("by", ["eager", "blocked", "run"])
+def test_a_function_of_torch_is_told_the_operations_that_vectors_have(by: str) -> None:
+    torch = pytest.importorskip("torch")
+    for compute in (torch.tanh, torch.nn.functional.relu, lambda g: torch.where(g > 0, g, g)):
+        refuse(compute, TypeError, r"got torch's \w+\. Vectors have", by, torch.ones(3))
+
+
+def refuse(compute: Any, error: type[Exception], words: str, by: str, array: Any) -> None:
+    module = declared({}, run=lambda self, gradients: compute(gradients))()
+    weights = Vector.build({"w": array})
+    if by == "run":
+        with pytest.raises(error, match=words) as caught:
+            module.run(weights)
+    else:
+        with executor(by), pytest.raises(error, match=words) as caught:
+            Optimizer(0.5, modules=[module]).step(weights.copy(), weights)
+    for word in ("Recorded", "Borrowed"):
+        assert word not in str(caught.value), "names of the inside say nothing to a plug-in's author"
+
+
+def test_what_the_message_advises_works() -> None:
+    module = declared({}, run=lambda self, g: g.unflatten(np.tanh(g.flatten())))()
+    weights = Vector.build({"w": np.zeros((2, 2)), "b": np.zeros(1)})
+    grads = Vector.build({"w": np.array([[1.0, 2.0], [3.0, 4.0]]), "b": np.array([-1.0])})
+    found = Optimizer(1.0, modules=[module]).compute_updates(grads, weights).coefs
+    assert np.array_equal(found["w"], -np.tanh(grads.coefs["w"]))
+    assert np.array_equal(found["b"], -np.tanh(grads.coefs["b"]))
