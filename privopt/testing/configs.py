@@ -7,6 +7,7 @@ left out. A field whose values an annotation does not tell gets them by name (`v
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 import json
@@ -37,6 +38,7 @@ def check_declaration(subject: Subject) -> None:
     if entered is not None and entered.__module__ == cls.__module__:
         expect(entered is cls, subject, f"Expected the table to hold this class, got {entered.__qualname__}.")
     expect(bool(cls.__doc__), subject, "Expected a docstring: `privopt modules` shows it.")
+    _verify_hooks(subject)
     built = cls()
     _same_names(subject, built)
     expect(
@@ -44,6 +46,20 @@ def check_declaration(subject: Subject) -> None:
         subject,
         f"Expected its name in its repr, got {built!r}.",
     )
+
+
+def _verify_hooks(subject: Subject) -> None:
+    """No method is called nearly as one that an optimizer or a federation calls."""
+    kinds = [cls for cls in subject.plugin.__mro__ if cls is Plugin or Plugin in cls.__bases__]
+    known = {name for kind in kinds for name, value in vars(kind).items() if inspect.isfunction(value)}
+    for cls in subject.plugin.__mro__[: subject.plugin.__mro__.index(kinds[0])]:
+        for name, value in vars(cls).items():
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if inspect.isfunction(value) and name[0] != "_" and name not in known and near:
+                raise subject.broken(
+                    f"Expected a method that is called, got {name!r}, which nobody calls. Did you mean "
+                    f"{near[0]!r}? A method of its own begins with an underscore."
+                )
 
 
 def check_config(
@@ -195,7 +211,9 @@ def _branches(
         return [(st.just(not default), not default)]
     if kind in (int, "int"):
         spans = [(1, 3), (4, 1000), (-1000, -1)]
-        return [(st.integers(low, high), high) for low, high in spans]
+        # One by one the smallest: often they stand for one of a few ways.
+        few: list[tuple[SearchStrategy[Any], Any]] = [(st.just(n), n) for n in range(4) if n != default]
+        return few + [(st.integers(low, high), high) for low, high in spans]
     if kind in (float, "float"):
         # Most ranges are [0, 1), (0, inf) or near zero.
         reals = [(1e-9, 1e-3), (0.01, 0.99), (1.0, 100.0), (-100.0, -1e-3)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from ..aggregators import Aggregator
+from ..executors import EXECUTORS
 from ..plugin import OptiModule, Plugin, Regularizer
 from ..schedules import Schedule
 from . import agreement, configs, counting, resume, sharing, steps
@@ -84,12 +85,13 @@ class Contract:
         super().__init_subclass__()
         if "plugins" not in cls.__dict__:
             return
-        if isinstance(cls.plugins, type) or not all(
-            isinstance(p, type) and issubclass(p, Plugin) for p in cls.plugins
-        ):
+        if isinstance(cls.plugins, type) or not all(map(_is_plugin, cls.plugins)):
             raise TypeError(
                 f"Expected a list of plug-in classes as {cls.__name__}.plugins, got {cls.plugins!r}."
             )
+        _verify_names("frameworks", cls.frameworks, FRAMEWORKS)
+        _verify_names("executors", cls.executors, EXECUTORS)
+        _verify_names("dtypes", cls.dtypes, DTYPES)
         unknown = {*cls.configs, *cls.makers} - {plugin.name for plugin in cls.plugins}
         if unknown:
             raise ValueError(
@@ -151,6 +153,19 @@ class Contract:
             names = list(cases[0])
             ids = ["-".join(str(value) for value in case.values()) for case in cases]
             metafunc.parametrize(names, [tuple(case.values()) for case in cases], ids=ids)
+
+
+def _is_plugin(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, Plugin)
+
+
+def _verify_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that nothing answers to: their cases would be left out without a word."""
+    if isinstance(given, str):
+        raise TypeError(f"Expected a list of {what}, got {given!r}. Write [{given!r}].")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"Expected {what} among {list(known)}, got {name!r}.")
 
 
 class ConfigContract(Contract):
@@ -313,12 +328,20 @@ def check_plugin(plugin: type[Plugin], **settings: Any) -> int:
 
     Raises:
         ContractError: At the first case that does not hold.
+        TypeError: If it is given no class, or a setting that there is none of.
+        ValueError: If there is no framework, executor or dtype of a name.
 
     Example:
         >>> from privopt.modules import Momentum
         >>> check_plugin(Momentum, frameworks=[], executors=["blocked"], examples=5) > 20
         True
     """
+    if not _is_plugin(plugin):
+        got: Any = plugin
+        hint = " `list_optim_modules()[name]` finds one by its name." if isinstance(got, str) else ""
+        if isinstance(got, Plugin):
+            hint = f" Write {type(got).__name__}."
+        raise TypeError(f"Expected a plug-in class, got {got!r} ({type(got).__name__}).{hint}")
     given = dict(settings)
     if "configs" in given:
         given["configs"] = {plugin.name: given["configs"]}

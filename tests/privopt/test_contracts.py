@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dp
 from privopt import (
     AuxVar,
     Optimizer,
@@ -39,6 +40,7 @@ from privopt.testing import (
     PluginContract,
     Subject,
     check_config,
+    check_declaration,
     check_plugin,
     check_resume,
     check_survives_kill,
@@ -785,11 +787,103 @@ def test_every_value_that_is_drawn_is_one_that_the_constructor_takes_and_not_the
         ({"plugins": Honest}, TypeError, "a list of plug-in classes"),
         ({"plugins": [Honest()]}, TypeError, "a list of plug-in classes"),
         ({"plugins": [Honest], "configs": {"honst": [{}]}}, ValueError, r"those of \['honst'\]"),
+        (
+            {"plugins": [Honest], "frameworks": ["nump"]},
+            ValueError,
+            r"frameworks among \['numpy', .*got 'nump'",
+        ),
+        ({"plugins": [Honest], "frameworks": "numpy"}, TypeError, r"a list of frameworks.*Write \['numpy'\]"),
+        ({"plugins": [Honest], "executors": ["fast"]}, ValueError, r"executors among \['auto', .*got 'fast'"),
+        ({"plugins": [Honest], "dtypes": ["f4"]}, ValueError, r"dtypes among \['float16', .*got 'f4'"),
     ],
 )
 def test_mistakes_in_using_it_are_named(attributes: dict[str, Any], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         type("TestOfOne", (PluginContract,), attributes)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("adam", r"a plug-in class, got 'adam' \(str\)\. `list_optim_modules\(\)\[name\]`"),
+        (Honest(), r"a plug-in class, got Honest\(.*\) \(Honest\)\. Write Honest\."),
+        (Total, r"a plug-in class, got <class '.*Total'> \(type\)"),
+        (None, r"a plug-in class, got None"),
+    ],
+)
+def test_what_is_no_class_of_a_plug_in_is_refused(given: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        check_plugin(given)
+
+
+def test_a_parameter_that_is_one_of_a_few_small_numbers_needs_no_values() -> None:
+    drawn = set()
+
+    @settings(max_examples=20, derandomize=True, database=None)
+    @given(config=configs_of(Subject(OPTI_MODULES.find("scaffold-client"))))
+    def draw(config: dict[str, Any]) -> None:
+        drawn.add(config["option"])
+
+    draw()
+    assert drawn == {1}
+
+
+@pytest.mark.parametrize("plugin", [DrawsFromNowhere, CountsForAll])
+def test_what_differs_from_run_to_run_is_told_to_draw_from_a_source_not_to_declare_a_state(
+    plugin: type[Plugin],
+) -> None:
+    with pytest.raises(ContractError, match=r"Draw from a declared source, `source: dataclasses\.InitVar"):
+        check_resume(Subject(plugin))
+    with pytest.raises(
+        ContractError, match=r"Declare what changes: `name: Vector = state\(0\.0\)`"
+    ) as caught:
+        check_resume(Subject(CountsInSecret))
+    assert "source" not in str(caught.value)
+
+
+def test_the_source_that_the_message_asks_for_passes() -> None:
+    class DrawsFromItsSource(Honest, register=False):
+        """Numbers its draws, and takes them from a source that is given to it."""
+
+        name = "draws-from-its-source"
+        source: dataclasses.InitVar[dp.random.Source | None] = dataclasses.field(default=None, kw_only=True)
+        draws: int = state(0)
+
+        def __post_init__(self, source: dp.random.Source | None = None) -> None:
+            super().__post_init__()
+            self._source = source if source is not None else dp.random.secure_source()
+
+        def run(self, gradients: Vector, weights: Vector) -> Vector:
+            self.draws += 1
+            factor = float(dp.noise.gaussian(1, 1.0, self._source.stream(f"{self.name}/{self.draws}"))[0])
+            return factor * super().run(gradients, weights)
+
+    check_resume(Subject(DrawsFromItsSource))
+
+
+class CollectsTooMany(Honest, register=False):
+    """Means `collect_aux_var`."""
+
+    def collect_aux_vars(self) -> None:
+        pass
+
+
+class WithoutDocstring(Honest, register=False):
+    name = "without-docstring"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words"),
+    [
+        (CollectsTooMany, r"got 'collect_aux_vars', which nobody calls\. Did you mean 'collect_aux_var'\?"),
+        (WithoutDocstring, r"without-docstring: Expected a docstring"),
+    ],
+)
+def test_a_misspelt_method_and_a_missing_docstring_fail_the_declaration(
+    plugin: type[Plugin], words: str
+) -> None:
+    with pytest.raises(ContractError, match=words):
+        check_declaration(Subject(plugin))
 
 
 def test_a_package_without_plug_ins_is_told_how_to_register_them() -> None:
