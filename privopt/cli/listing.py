@@ -93,6 +93,9 @@ def nearest(name: str, cards: Sequence[PluginCard]) -> list[str]:
 
 def _card(kind: str, name: str, cls: Any) -> PluginCard:
     doc = inspect.getdoc(cls) or "(not described)"
+    if cls.aliases:
+        others = ", ".join(f"{other} for {proper}" for other, proper in cls.aliases.items())
+        doc += f"\n\nOther spellings that are accepted: {others}."
     parameters = []
     for field in dataclasses.fields(cls):
         if not field.init:

@@ -67,8 +67,8 @@ def _forgotten(subject: Subject, settings: Mapping[str, Any], whole: Mapping[str
 
 
 _ELSEWHERE = (
-    "Two of one configuration differ: it draws randomness, or keeps something, outside of itself. Draw from a "
-    "declared source, `source: dataclasses.InitVar[dp.random.Source | None] = dataclasses.field("
+    "Two of one configuration differ: it draws randomness, or keeps something, outside of itself. Draw "
+    "from a declared source, `source: dataclasses.InitVar[dp.random.Source | None] = dataclasses.field("
     "default=None, kw_only=True)`, as `privopt.modules.noise` does; keep what changes in declared states."
 )
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from privopt import Optimizer, OptiModule, Regularizer, Schedule, Vector, executor, state
+from privopt.cli import main
 from privopt.testing.inputs import LARGE, SEVERAL, Shapes, gradients
 
 
@@ -283,6 +284,15 @@ def test_a_parameter_set_later_is_checked_as_by_the_constructor(
     with pytest.raises(error, match=words):
         setattr(optimizer.modules[0], name, value)
     assert optimizer.get_config() == before
+
+
+def test_other_spellings_of_parameters_are_told_where_a_plug_in_is_looked_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["modules", "adam"]) in (0, None)
+    assert "Other spellings that are accepted: beta1 for beta_1, beta2 for beta_2." in capsys.readouterr().out
+    built = Optimizer(0.1, modules=[("adam", {"beta1": 0.5})])
+    assert built.get_config()["modules"][0][1]["beta_1"] == 0.5
 
 
 def test_a_parameter_set_later_acts_as_one_given_at_once() -> None:
