@@ -121,7 +121,7 @@ def run_contracts(namespace: dict[str, Any]) -> None:
         # Of the frameworks those that need not compile: the built-in plug-ins run on all of them.
         attributes = {"plugins": page.plugins, "frameworks": ("numpy", "torch"), "examples": 5}
         contract: Any = type(page.__name__, (page,), attributes)
-        held = {plugin: 0 for plugin in page.plugins}
+        held = dict.fromkeys(page.plugins, 0)
         for test in contract.promises():
             for case in contract.cases(test):
                 try:
