@@ -116,6 +116,11 @@ class Layout:
         return tuple(spec.name for spec in self.tensors)
 
     @functools.cached_property
+    def shape_list(self) -> list[tuple[int, ...]]:
+        """Tensor shapes, in order."""
+        return [spec.shape for spec in self.tensors]
+
+    @functools.cached_property
     def name_set(self) -> frozenset[str]:
         """Tensor names, to look up."""
         return frozenset(self.names)
