@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -107,7 +108,10 @@ def test_wrong_arguments_are_refused_without_showing_the_seed() -> None:
 def _in_fork(draw) -> bytes:  # type: ignore[no-untyped-def]
     """What `draw` returns in a forked child."""
     read, write = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Another test of this process may have loaded jax, which warns of forks. The child calls none of it.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        child = os.fork()
     if child == 0:
         os.write(write, draw())
         os._exit(0)
