@@ -51,7 +51,7 @@ def run(job: Pass) -> list[Any] | None:
         if target is None:
             # Numpy asks the system for large pages, which torch does not.
             target = np.empty(job.size, program.dtypes[node])
-            target = target if by_numpy else torch_of(target)
+            target = target if by_numpy else sys.modules["torch"].from_numpy(target)
         place = places.get(id(target), -1)
         shared.append(place)
         if place < 0:
@@ -84,11 +84,6 @@ def run(job: Pass) -> list[Any] | None:
         (arrays, numbers, rows, job.bounds),
     )
     return targets
-
-
-def torch_of(array: Array) -> Any:
-    """A torch tensor in an array's memory."""
-    return sys.modules["torch"].from_numpy(array)
 
 
 def _address(array: Any, by_numpy: bool) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..expression import Program
 
-__all__ = ["ARRAYS", "BYTES", "TYPES", "source"]
+__all__ = ["ARRAYS", "BYTES", "TYPES", "fields", "source"]
 
 # What a kernel is given: one array of 64-bit numbers, mostly addresses. The first is the next entry that no
 # thread has taken yet.
@@ -30,6 +30,17 @@ def source(program: Program, shared: tuple[int, ...]) -> str:
         shared: For each output the leaf whose array it overwrites, or -1.
     """
     return _Loop(program, shared).text()
+
+
+def fields(*fields: tuple[str, str, int]) -> list[str]:
+    """Reads what a kernel is given: name, type and place of each."""
+    lines = []
+    for name, kind, place in fields:
+        lines += [
+            f"  %{name}.field = getelementptr i64, ptr %job, i64 {place}",
+            f"  %{name} = load {kind}, ptr %{name}.field, align 8",
+        ]
+    return lines
 
 
 class _Loop:
@@ -62,14 +73,15 @@ class _Loop:
         put = self.lines.append
         put("define void @kernel(ptr %job) {")
         put("entry:")
-        for name, place in (
-            ("size", SIZE), ("piece", PIECE), ("numbers", NUMBERS), ("bounds", BOUNDS),
-            ("points", POINTS), ("segments", SEGMENTS),
-            *((f"a{k}", ARRAYS + k) for k in range(len(self.arrays))),
-        ):  # fmt: skip
-            kind = "i64" if name in ("size", "piece", "segments") else "ptr"
-            put(f"  %{name}.at = getelementptr i64, ptr %job, i64 {place}")
-            put(f"  %{name} = load {kind}, ptr %{name}.at, align 8")
+        self.lines += fields(
+            ("size", "i64", SIZE),
+            ("piece", "i64", PIECE),
+            ("numbers", "ptr", NUMBERS),
+            ("bounds", "ptr", BOUNDS),
+            ("points", "ptr", POINTS),
+            ("segments", "i64", SEGMENTS),
+            *((f"a{k}", "ptr", ARRAYS + k) for k in range(len(self.arrays))),
+        )
         for number in sorted({k for k, _ in self.numbers}):
             put(f"  %n{number}.at = getelementptr double, ptr %numbers, i64 {number}")
             put(f"  %n{number}.float64 = load double, ptr %n{number}.at, align 8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from ..summation import LANES
-from .loops import BYTES, TYPES
+from .loops import BYTES, TYPES, fields
 
 __all__ = ["IN_ORDER", "source"]
 
@@ -29,9 +29,9 @@ def source(dtype: str, kind: str) -> str:
     lines = [
         "define void @sums(ptr %job) {",
         "entry:",
-        *_fields(("chunks", "i64", _CHUNKS), ("piece", "i64", _TAKEN), ("starts", "ptr", _STARTS)),
-        *_fields(("ends", "ptr", _ENDS), ("parts", "ptr", _PARTS)),
-        *_fields(*((side, "ptr", _LEFT if side == "left" else _RIGHT) for side in sides)),
+        *fields(("chunks", "i64", _CHUNKS), ("piece", "i64", _TAKEN), ("starts", "ptr", _STARTS)),
+        *fields(("ends", "ptr", _ENDS), ("parts", "ptr", _PARTS)),
+        *fields(*((side, "ptr", _LEFT if side == "left" else _RIGHT) for side in sides)),
         *(f"  %{side}.filled = alloca {row}, align 64" for side in sides),
         "  br label %take",
         "take:",
@@ -129,17 +129,6 @@ def source(dtype: str, kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fields(*fields: tuple[str, str, int]) -> list[str]:
-    """Reads what a kernel is given: name, type and place of each."""
-    lines = []
-    for name, kind, place in fields:
-        lines += [
-            f"  %{name}.field = getelementptr i64, ptr %job, i64 {place}",
-            f"  %{name} = load {kind}, ptr %{name}.field, align 8",
-        ]
-    return lines
-
-
 def _terms(kind: str, dtype: str, what: str) -> list[str]:
     """What is added to the lanes, in float64."""
     lanes, row = f"<{LANES} x double>", f"<{LANES} x {TYPES[dtype]}>"
@@ -157,17 +146,12 @@ def _terms(kind: str, dtype: str, what: str) -> list[str]:
     return lines
 
 
-IN_ORDER = """\
-define void @in_order(ptr %job) {
-entry:
-  %segments.at = getelementptr i64, ptr %job, i64 0
-  %segments = load i64, ptr %segments.at, align 8
-  %parts.at = getelementptr i64, ptr %job, i64 1
-  %parts = load ptr, ptr %parts.at, align 8
-  %counts.at = getelementptr i64, ptr %job, i64 2
-  %counts = load ptr, ptr %counts.at, align 8
-  %sums.at = getelementptr i64, ptr %job, i64 3
-  %sums = load ptr, ptr %sums.at, align 8
+IN_ORDER = "\n".join(
+    [
+        "define void @in_order(ptr %job) {",
+        "entry:",
+        *fields(("segments", "i64", 0), ("parts", "ptr", 1), ("counts", "ptr", 2), ("sums", "ptr", 3)),
+        """\
   br label %next
 next:
   %segment = phi i64 [ 0, %entry ], [ %segment.then, %added ]
@@ -198,5 +182,7 @@ added:
 done:
   ret void
 }
-"""
+""",
+    ]
+)
 """Adds the sums of chunks one after the other, segment by segment. 0.0 + x is x: no part is -0.0."""

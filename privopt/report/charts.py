@@ -176,6 +176,7 @@ def _spread(heights: Sequence[float], gap: float = 14.0) -> list[float]:
     """Label heights moved apart so that none lies on another, in the order of the lines."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
+    # Neighbours: the second list is one longer, on purpose.
     for below, above in zip(order[1:], order, strict=False):
         placed[below] = max(placed[below], placed[above] + gap)
     overflow = max(0.0, max(placed) - (_HEIGHT - _BOTTOM))
