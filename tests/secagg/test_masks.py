@@ -10,11 +10,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import secagg.client
 from secagg import RoundReused, Schema, averaged, counted, summed
-from secagg.keys import Binding, RoundKey
 from secagg.masks import BLOCK_BYTES, Mask, Masks, add_keystreams, keystream
-from tests.secagg.parties import make_parties, ready, run_round
+from tests.secagg.parties import make_parties, ready
 from tests.statistical import assert_rejects, assert_uncorrelated, assert_uniform_bits
 
 
@@ -111,94 +109,3 @@ def test_the_difference_of_two_rounds_and_of_two_clients_is_uniform():
     for a, b in combinations(sent[0] + sent[1], 2):
         assert_uniform_bits(a - b)
         assert_uniform_bits(a + b)  # The two of a pair use one keystream with opposite signs.
-
-
-def test_with_all_others_colluding_the_last_words_show_so_the_masks_are_what_hides_them(monkeypatch):
-    """The attack works when the attacker has the keys: the tests above have something to find."""
-    captured = capture_keys(monkeypatch)
-    parties = make_parties(3, BIG)
-    ready(parties)
-    encoding = parties.clients[0]._round.encoding
-    rounding = np.random.default_rng([0, 1])
-    plain = encoding.encode(ZEROS, rounding)
-    masked = masked_words(parties.clients[0].submit(ZEROS))
-    for mask in captured["c0"]:
-        term = stream_words(mask.key, masked.size)
-        masked = masked - term if mask.sign > 0 else masked + term
-    assert np.array_equal(masked, plain)
-
-
-def capture_keys(monkeypatch):
-    """Every mask that any client makes, by client, in order."""
-    captured: dict[str, list[Mask]] = {}
-    pair_masks = secagg.client.Client._pair_masks
-
-    def recording(self, state, opened):
-        made = pair_masks(self, state, opened)
-        captured.setdefault(self.name, []).extend(made)
-        return made
-
-    monkeypatch.setattr(secagg.client.Client, "_pair_masks", recording)
-    return captured
-
-
-def test_no_keystream_is_shared_between_rounds_pairs_or_fields(monkeypatch):
-    captured = capture_keys(monkeypatch)
-    parties = make_parties(5, BIG)
-    for number in range(1, 4):
-        run_round(parties, [ZEROS] * 5, number)
-    keys = [mask.key for masks in captured.values() for mask in masks]
-    assert len(keys) == 3 * 5 * 4
-    counts = {key: keys.count(key) for key in keys}
-    assert set(counts.values()) == {2}, "each key belongs to one pair in one round"
-    by_sign = {(key, mask.sign) for masks in captured.values() for mask in masks for key in [mask.key]}
-    assert len(by_sign) == len(keys), "and enters with both signs"
-    # Keystreams themselves: no aligned cipher block occurs twice, in any round, pair or field. Among b random
-    # blocks of 128 bits a collision has probability b²/2^129 < 2^-85.
-    size = 4_000
-    blocks = np.concatenate([stream_words(key, size).reshape(-1, 2) for key in counts])
-    assert len(np.unique(blocks, axis=0)) == len(blocks)
-
-
-def test_a_folded_or_truncated_seed_would_be_seen():
-    """R1: masks from seeds of 16 bits repeat among a thousand pairs; ours do not."""
-    rng = np.random.default_rng(0)
-    folded = [int(rng.integers(0, 2**16)).to_bytes(2, "little") * 8 for _ in range(1_000)]
-    assert len(set(folded)) < 1_000
-    names, binding = ("a", "b"), Binding(bytes(16), 1, bytes(32), bytes(32), bytes(32))
-    a = RoundKey()
-    keys = [a.pair_key(*names, RoundKey().public, binding, 16) for _ in range(1_000)]
-    assert len(set(keys)) == 1_000
-    assert_uniform_bits(np.frombuffer(b"".join(keys), np.uint8))
-    assert_rejects(assert_uniform_bits, np.frombuffer(b"".join(folded), np.uint8))
-
-
-CHANGES = {
-    "session": b"\x01" * 16,
-    "round": 2,
-    "roster": b"\x01" * 32,
-    "context": b"\x01" * 32,
-    "config": b"\x01" * 32,
-}
-
-
-@pytest.mark.parametrize("field", CHANGES)
-def test_a_key_is_bound_to_every_circumstance(field):
-    base = {"session": bytes(16), "round": 1, "roster": bytes(32), "context": bytes(32), "config": bytes(32)}
-    a, b = RoundKey(), RoundKey()
-    right = a.pair_key("a", "b", b.public, Binding(**base), 16)
-    assert b.pair_key("b", "a", a.public, Binding(**base), 16) == right
-    other = Binding(**{**base, field: CHANGES[field]})
-    assert a.pair_key("a", "b", b.public, other, 16) != right
-    assert a.pair_key("a", "c", b.public, Binding(**base), 16) != right
-    assert a.pair_key("a", "b", b.public, Binding(**base), 32)[:16] == right, "HKDF output is a prefix"
-
-
-def test_info_is_unambiguous():
-    """Ids that run into each other must not give the same key."""
-    binding = Binding(bytes(16), 1, b"", b"", b"")
-    publics = (bytes(32), bytes(32))
-    others = (bytes(32), b"\x01" * 32)
-    assert binding.info("pair mask", ("a", "b"), publics) != binding.info("pair mask", ("a", "b"), others)
-    assert binding.info("pair mask", ("ab", "c"), publics) != binding.info("pair mask", ("a", "bc"), publics)
-    assert binding.info("pair mask", ("a", "b"), publics) != binding.info("transport", ("a", "b"), publics)
