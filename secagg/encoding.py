@@ -1,33 +1,34 @@
 """Encoding: one client's values as 64-bit words whose sum over clients decodes to the reduced values.
 
-`secagg.layout` says where each lane lies and why none overflows. Here values are clipped to their bounds,
-rounded stochastically to levels, weighed, and packed; and sums of such words are turned back into values.
-Everything runs in cache-sized blocks: a large model needs no second copy of itself.
+`secagg.layout` says where each lane lies and why none overflows, `secagg.blocks` how values become lanes.
+Here a vector is put together from its fields and taken apart again, in one go or piece by piece.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .blocks import (
+    Given,
+    Target,
+    decode_run,
+    decoded_dtype,
+    encode_run,
+    not_finite,
+    out_of_range,
+)
+from .blocks import Rounding as Rounding
+from .blocks import Words as Words
 from .errors import EncodingError, SchemaError
-from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, PEAK_LEVELS, ZERO_WORD, Run, largest_weight, lay_out
-from .reductions import MIN_BOUND, Adaptive, Averaged, Counted, MaskedReduction, Summed
+from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, ZERO_WORD, Run, largest_weight, lay_out
+from .reductions import MIN_BOUND, PEAK_LEVELS, Adaptive, Bounded, MaskedReduction
 from .schema import Schema
-
-Words: TypeAlias = NDArray[np.uint64]
-
-
-class Rounding(Protocol):
-    """What stochastic rounding draws from; `numpy.random.Generator` is one. No secrecy rests on it."""
-
-    def random(self, *, dtype: type[np.float32], out: NDArray[np.float32]) -> Any:
-        """Fill `out` with independent uniform draws from [0, 1), multiples of 2^-24."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Reduced:
     """What a sum of encoded vectors says.
 
     Attributes:
-        values: Reduced values by field: float64 or int64 arrays, Python numbers for scalars.
-        clipped: Values that were clipped, over all clients, by real-valued field.
+        values: Reduced values by field: numpy arrays, Python numbers and truth values for scalars.
+        clipped: Values that were clipped, over all clients, by field that clips.
         bounds: Bounds of the next round, by adaptive field.
     """
 
@@ -51,7 +52,8 @@ class Encoding:
     Guarantees:
         - No lane of a sum over at most `num_clients` encoded vectors carries into its neighbour.
         - Decoding the sum of n encoded vectors differs from `reduce_clear` of their values by at most
-          `error_bound`, if no value was clipped; integers are exact.
+          `error_bound`, if no value was clipped; integers and counts are exact, truth values are wrong with
+          a probability of 2^-64 a word.
         - Encoding and decoding need less than 4 MB beyond their input and output (one copy of an array that
           is not contiguous).
 
@@ -83,18 +85,14 @@ class Encoding:
     def __repr__(self) -> str:
         return f"Encoding({self.schema!r}, num_clients={self.num_clients}, words={self.words})"
 
-    def error_bound(self, field: str, n: int) -> float:
+    def error_bound(self, field: str, n: int) -> float | NDArray[np.float64]:
         """Largest error of a decoded entry of `field` over `n` clients, in its units, if none was clipped.
 
-        One quantum a client for a sum (a mean divides it by n again), and float64's round-off.
+        One quantum a client for a sum (a mean divides it by n again), and float64's round-off; one bin for
+        a quantile, one level for an extremum. An array, where entries differ in it.
         """
-        reduction = self.schema[field]
-        if not isinstance(reduction, (Summed, Averaged)):
-            return 0.0
-        is_sum = isinstance(reduction, Summed)
-        if reduction.integer:
-            return 0.0 if is_sum else 1e-13 * reduction.limit
-        return (n if is_sum else 1) * (reduction.quantum + 1e-13 * reduction.limit)
+        reduction = self.schema.masked[field]
+        return reduction.error_bound(n, largest_weight(self.schema, reduction))
 
     def encode(self, values: Mapping[str, Any], rounding: Rounding) -> Words:
         """Encode one client's values.
@@ -110,39 +108,71 @@ class Encoding:
             EncodingError: If a field is missing, unknown, of the wrong shape or type, holds NaN or infinity,
                 or an integer is out of its range. Names the field, never a value.
         """
-        arrays = self._verified(values)
+        given = self._given(values)
         words = np.zeros(self.words, np.uint64)
-        words[COUNT_WORD] = 1
-        clipped, peak = 0, 0.0
-        for run in self.runs:
-            field = self.schema[run.field]
-            if run.kind == "clipped":
-                words[run.start] = clipped
-            elif run.kind == "peak":
-                # Rounded up, so that a bound derived from it is never too small.
-                words[run.start] = min(PEAK_LEVELS, math.ceil(peak * PEAK_LEVELS))
-            elif isinstance(field, (Summed, Averaged)):
-                weight = self._weight(field, arrays)
-                if field.integer:
-                    low, high = -int(field.limit), int(field.limit)
-                    _encode_integers(run, low, high, arrays[run.field], words, weight)
-                else:
-                    clipped, peak = _encode_reals(run, field, arrays[run.field], words, rounding, weight)
-            elif isinstance(field, Counted):
-                _encode_integers(run, 0, field.at_most, arrays[run.field], words, (1, 1))
+        for _ in self._pieces(given, rounding, lambda low, high: words[low:high]):
+            pass
         return words
 
-    def _weight(self, field: Summed | Averaged, arrays: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-        """This client's weight and the largest one; refused here if out of range, before it is used."""
-        if not isinstance(field, Averaged) or field.weight is None:
-            return 1, 1
-        weight, at_most = int(arrays[field.weight].item()), largest_weight(self.schema, field)
-        if not 0 <= weight <= at_most:
-            raise _out_of_range(field.weight, 0, at_most)
-        return weight, at_most
+    def stream(
+        self, values: Mapping[str, Any], rounding: Rounding, words_per_chunk: int = 1 << 17
+    ) -> Iterator[Words]:
+        """Encode one client's values chunk by chunk: what `encode` returns, in order, never whole in memory.
 
-    def _verified(self, values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Flat arrays by field, every one checked for shape and type before any is used."""
+        Every value is verified before the first chunk, in a pass of its own, so that an error comes while
+        nothing was sent. The values must not change until the last chunk; where they do and can no longer
+        be carried, the iterator raises.
+
+        Args:
+            values: As for `encode`. Arrays may be `numpy.memmap`; they are read block by block.
+            rounding: As for `encode`.
+            words_per_chunk: Words of each chunk but the last.
+
+        Returns:
+            Iterator over fresh arrays.
+
+        Raises:
+            EncodingError: As `encode` does, and if `words_per_chunk` is no positive integer.
+        """
+        if isinstance(words_per_chunk, bool) or not isinstance(words_per_chunk, int) or words_per_chunk < 1:
+            raise EncodingError(
+                f"Expected words_per_chunk to be a positive integer, got {words_per_chunk!r}."
+            )
+        given = self._given(values)
+        for run in self.runs:
+            _verify_range(run, given[run.field])
+        return self._chunks(given, rounding, words_per_chunk)
+
+    def _chunks(self, given: Mapping[str, Given], rounding: Rounding, size: int) -> Iterator[Words]:
+        scratch = np.empty(max(BLOCK, HEADER_WORDS), np.uint64)
+
+        def blank(low: int, high: int) -> Words:
+            scratch[: high - low] = 0
+            return scratch[: high - low]
+
+        left = self.words
+        chunk, filled = np.empty(min(size, left), np.uint64), 0
+        for piece in self._pieces(given, rounding, blank):
+            taken = 0
+            while taken < piece.size:
+                count = min(piece.size - taken, chunk.size - filled)
+                chunk[filled : filled + count] = piece[taken : taken + count]
+                taken, filled = taken + count, filled + count
+                if filled == chunk.size:
+                    left -= filled
+                    yield chunk
+                    chunk, filled = np.empty(min(size, left), np.uint64), 0
+
+    def _pieces(self, given: Mapping[str, Given], rounding: Rounding, target: Target) -> Iterator[Words]:
+        """All words in order, filled piece by piece: the one code behind `encode` and `stream`."""
+        header = target(0, HEADER_WORDS)
+        header[COUNT_WORD] = 1
+        yield header
+        for run in self.runs:
+            yield from encode_run(run, given[run.field], rounding, target)
+
+    def _given(self, values: Mapping[str, Any]) -> dict[str, Given]:
+        """One client's values by field, every one checked for shape and type before any is used."""
         masked = self.schema.masked
         carried = set(masked) | {name for name, field in self.schema.items() if field.kind == "local"}
         if unknown := sorted(set(map(str, values)) - carried):
@@ -154,35 +184,35 @@ class Encoding:
         for name, field in masked.items():
             if name not in values:
                 raise EncodingError(f"Expected a value of field {name!r}, got {sorted(map(str, values))}.")
-            try:
-                array = np.asarray(values[name])
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise EncodingError(f"Field {name!r}: expected an array of numbers.") from error
-            if array.shape != field.dims:
-                raise EncodingError(
-                    f"Field {name!r}: expected shape {field.dims}, got {array.shape}. Declare shape= with "
-                    "the field or fill it with Schema.resolve()."
-                )
-            if array.dtype.kind not in ("iub" if field.integer else "iubf") and array.size:
-                wanted = "integers (its bound is an int)" if field.integer else "real numbers"
-                if isinstance(field, Counted):
-                    wanted = "integers (it is counted)"
-                raise EncodingError(f"Field {name!r}: expected {wanted}, got dtype {array.dtype}.")
-            arrays[name] = np.ascontiguousarray(array).reshape(-1)
-        return arrays
+            arrays[name] = _arranged(name, field, values[name])
+        return {
+            name: Given(field, arrays[name], self._weight(field, arrays)) for name, field in masked.items()
+        }
 
-    def decode(self, total: Words, n: int) -> Reduced:
+    def _weight(self, field: MaskedReduction, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """This client's weight; refused here if out of range, before it is used."""
+        if field.weighed_by is None:
+            return 1
+        weight, at_most = int(arrays[field.weighed_by].item()), largest_weight(self.schema, field)
+        if not 0 <= weight <= at_most:
+            raise out_of_range(field.weighed_by, 0, at_most)
+        return weight
+
+    def decode(self, total: Words, n: int, out: Mapping[str, NDArray[Any]] | None = None) -> Reduced:
         """Decode a sum of encoded vectors.
 
         Args:
-            total: Sum modulo 2^64 of the words of `n` clients, shape ``(words,)``.
+            total: Sum modulo 2^64 of the words of `n` clients, shape ``(words,)``; may be a `numpy.memmap`.
             n: Number of clients in the sum.
+            out: Arrays that receive the results of some fields, by name; may be `numpy.memmap`. Contiguous,
+                of the result's shape and dtype (float32 in place of float64 halves a large model's result).
 
         Returns:
             Reduced values, clip counts and the next bounds of adaptive fields.
 
         Raises:
-            EncodingError: If the zero lane or the count lane says that `total` is not the sum of `n` vectors.
+            EncodingError: If the zero lane or the count lane says that `total` is not the sum of `n` vectors,
+                or an array of `out` cannot hold its result.
         """
         if total.shape != (self.words,) or total.dtype != np.uint64:
             raise EncodingError(
@@ -194,126 +224,82 @@ class Encoding:
             raise EncodingError(f"The zero lane of {n} clients is not zero: masks did not cancel.")
         if total[COUNT_WORD] != n:
             raise EncodingError(f"The count lane does not say {n}: the sum is not that of {n} clients.")
+        held = {} if out is None else dict(out)
+        self._verify_out(held)
         values: dict[str, Any] = {}
         clipped: dict[str, int] = {}
         bounds: dict[str, float] = {}
-        for run in self.runs:
-            field = self.schema[run.field]
-            if run.kind == "clipped":
-                clipped[run.field] = int(total[run.start])
-            elif run.kind == "peak" and isinstance(field, (Summed, Averaged)):
-                mean_peak = field.limit * int(total[run.start]) / (PEAK_LEVELS * n)
-                bounds[run.field] = _next_bound(field, mean_peak, clipped[run.field])
-            else:
-                values[run.field] = _decode_values(run, field, total, n)  # type: ignore[arg-type]
-        for name, field in self.schema.masked.items():
-            if isinstance(field, Averaged):
-                weight = n if field.weight is None else int(values[field.weight])
-                values[name] = _divided(values[name], weight)
-        return Reduced(values, clipped, bounds)
+        sums: dict[str, dict[str, NDArray[Any]]] = {}
+        for name, runs in groupby(self.runs, lambda run: run.field):
+            field, sums[name] = self.schema.masked[name], {}
+            for run in runs:
+                if run.carrier == "clipped":
+                    clipped[name] = int(total[run.start])
+                elif run.carrier == "peak" and isinstance(field, Bounded):
+                    mean_peak = field.limit * int(total[run.start]) / (PEAK_LEVELS * n)
+                    bounds[name] = _next_bound(field, mean_peak, clipped[name])
+                else:
+                    direct = held[name].reshape(-1) if field.entrywise and name in held else None
+                    found = np.empty(run.size, decoded_dtype(run)) if direct is None else direct
+                    decode_run(run, total, n, field.quantum_of(run.kind), found)
+                    sums[name][run.kind] = found
+        # Those that weigh others weigh nothing themselves, so they can be assembled first.
+        for name, field in sorted(
+            self.schema.masked.items(), key=lambda item: item[1].weighed_by is not None
+        ):
+            weight = n if field.weighed_by is None else int(values[field.weighed_by])
+            values[name] = field.assemble(sums.pop(name), weight, held.get(name))
+        return Reduced({name: values[name] for name in self.schema.masked}, clipped, bounds)
+
+    def _verify_out(self, out: Mapping[str, NDArray[Any]]) -> None:
+        """Raise EncodingError unless every array can hold its field's result."""
+        for name, array in out.items():
+            field = self.schema.masked.get(name)
+            if field is None or not field.holds:
+                raise EncodingError(f"Expected out= arrays of fields whose result is an array, got {name!r}.")
+            fits = array.shape == field.dims and array.dtype in field.holds
+            if not fits or not array.flags.c_contiguous or not array.flags.writeable:
+                raise EncodingError(
+                    f"Field {name!r}: expected a contiguous, writable out= array of shape {field.dims} and "
+                    f"dtype {' or '.join(t.__name__ for t in field.holds)}, got {array.dtype} of shape "
+                    f"{array.shape}."
+                )
 
 
-def _out_of_range(name: str, low: int, high: int) -> EncodingError:
-    return EncodingError(f"Field {name!r}: expected integers in {low}..{high}, got one outside.")
+def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
+    """One client's value as its reduction takes it, of a shape and type that it carries."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise EncodingError(f"Field {name!r}: expected an array of numbers.") from error
+    arranged = field.arranged(array)
+    if arranged is None:
+        raise EncodingError(
+            f"Field {name!r}: expected {field.expects}, got {array.shape}. Declare shape= with "
+            "the field or fill it with Schema.resolve()."
+        )
+    kinds, wanted = field.accepts
+    if array.dtype.kind not in kinds and array.size:
+        raise EncodingError(f"Field {name!r}: expected {wanted}, got dtype {array.dtype}.")
+    return np.ascontiguousarray(arranged)
 
 
-def _encode_reals(
-    run: Run,
-    field: Summed | Averaged,
-    values: NDArray[Any],
-    words: Words,
-    rounding: Rounding,
-    weight: tuple[int, int],
-) -> tuple[int, float]:
-    """Clip, round, weigh and pack; returns how many were clipped, and the peak over the bound, at most 1."""
-    bound, levels = field.limit, field.levels
-    scale = levels / bound
-    constant = np.uint64((weight[1] - weight[0]) * levels)
-    size = min(BLOCK, max(1, run.words))
-    level, fraction = np.empty(size, np.float64), np.empty(size, np.float32)
-    coded = np.empty(size, np.uint64)
-    clipped, peak = 0, 0.0
-    for block, lanes in run.blocks():
-        for where, shift in lanes:
-            x = values[where]
-            t, u, q = level[: x.size], fraction[: x.size], coded[: x.size]
-            low, high = float(x.min()), float(x.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise EncodingError(f"Field {run.field!r}: expected finite numbers, got NaN or infinity.")
-            largest = max(-low, high)
-            peak = max(peak, largest)
-            with np.errstate(over="ignore"):  # What overflows is out of bounds, and clipped below.
-                np.multiply(x, scale, out=t, dtype=np.float64)
-            if largest > bound:
-                clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
-                np.clip(t, -levels, levels, out=t)
-            # ⌊t + L + u⌋ with u uniform in [0, 1) is t's upper level with the probability of its fraction. It
-            # is at most 2L: t <= L + 2^-25 as the scale is rounded (L < 2^27), and u <= 1 - 2^-24 in float32.
-            rounding.random(dtype=np.float32, out=u)
-            t += levels
-            t += u
-            np.copyto(q.view(np.int64), t, casting="unsafe")
-            if weight != (1, 1):
-                q *= np.uint64(weight[0])
-                q += constant
-            _pack(words[block], q, shift)
-    return clipped, min(1.0, peak / bound)
+def _verify_range(run: Run, given: Given) -> None:
+    """Raise EncodingError if a value of the run cannot be carried: a pass that encodes nothing."""
+    if run.carrier not in ("fixed", "integer"):
+        return
+    source = given.field.source(run.kind, given.values)
+    for low in range(0, run.size, BLOCK):
+        x = source(slice(low, min(low + BLOCK, run.size)))
+        least, most = x.min(), x.max()
+        if run.carrier == "fixed":
+            if not (np.isfinite(least) and np.isfinite(most)):
+                raise not_finite(run.field)
+        elif int(least) < run.low or int(most) > run.high:
+            raise out_of_range(run.field, run.low, run.high)
 
 
-def _encode_integers(
-    run: Run, low: int, high: int, values: NDArray[Any], words: Words, weight: tuple[int, int]
-) -> None:
-    """Verify, weigh and pack integers."""
-    coded = np.empty(min(BLOCK, max(1, run.words)), np.uint64)
-    for block, lanes in run.blocks():
-        for where, shift in lanes:
-            x = values[where]
-            if int(x.min()) < low or int(x.max()) > high:
-                raise _out_of_range(run.field, low, high)
-            q = coded[: x.size]
-            np.copyto(q.view(np.int64), x, casting="unsafe")
-            q *= np.uint64(weight[0])  # Modulo 2^64, as is the sum below: w·x + offset is in 0..top.
-            q += np.uint64(run.offset)
-            _pack(words[block], q, shift)
-
-
-def _pack(words: Words, lanes: Words, shift: int) -> None:
-    if shift:
-        np.left_shift(lanes, np.uint64(shift), out=lanes)
-    target = words[: lanes.size]
-    np.bitwise_or(target, lanes, out=target)
-
-
-def _decode_values(run: Run, field: MaskedReduction, total: Words, n: int) -> Any:
-    """Lanes to values: remove n offsets, scale by the quantum."""
-    real = isinstance(field, (Summed, Averaged)) and not field.integer
-    quantum = field.quantum if isinstance(field, (Summed, Averaged)) else 1.0
-    out = np.empty(run.size, np.float64 if real else np.int64)
-    mask, offset = np.uint64(2**run.width - 1), np.uint64(n * run.offset)
-    for block, lanes in run.blocks():
-        source = total[block]
-        for where, shift in lanes:
-            lane = source[: where.stop - where.start] >> np.uint64(shift)
-            lane &= mask
-            lane -= offset  # Modulo 2^64; the sum of levels fits int64 by the layout.
-            if real:
-                np.multiply(lane.view(np.int64), quantum, out=out[where])
-            else:
-                out[where] = lane.view(np.int64)
-    shaped = out.reshape(field.dims)
-    return shaped.item() if field.dims == () else shaped
-
-
-def _divided(total: Any, weight: int) -> Any:
-    """The mean; NaN where nothing was weighed. In place where the array can hold it."""
-    factor = weight or math.nan
-    if isinstance(total, np.ndarray) and total.dtype == np.float64:
-        total /= factor
-        return total
-    return total / factor
-
-
-def _next_bound(field: Summed | Averaged, mean_peak: float, clipped: int) -> float:
+def _next_bound(field: Bounded, mean_peak: float, clipped: int) -> float:
     """The adaptive rule: deterministic in the decoded sums, so that every party derives the same bound."""
     bound = field.bound
     assert isinstance(bound, Adaptive)  # noqa: S101  # our invariant: only these have a peak run

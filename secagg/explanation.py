@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .encoding import Encoding
-from .layout import PEAK_LEVELS, Run
-from .reductions import Averaged, MaskedReduction, Summed
+from .layout import Run
+from .reductions import MaskedReduction
 from .schema import Schema
 
 _LIMITS = """Nobody learns one client's masked value, unless all the others of its round pool theirs: they can
@@ -106,19 +106,13 @@ def explain(schema: Schema, num_clients: int) -> Explanation:
         if not isinstance(field, MaskedReduction):
             lines.append(Line(name, field.kind, field.disclosure, None, None, 0))
         for run in runs.get(name, ()):
-            lines.append(_line(schema, run))
+            lines.append(_line(schema.masked[name], run))
     values = sum(field.size for field in schema.masked.values())
     return Explanation(tuple(lines), num_clients, encoding.words, values)
 
 
-def _line(schema: Schema, run: Run) -> Line:
-    field = schema[run.field]
-    quantum = field.quantum if isinstance(field, (Summed, Averaged)) else 1.0
-    if run.kind == "value":
-        return Line(run.field, field.kind, field.disclosure, quantum, run.width, 8 * run.words)
-    if run.kind == "clipped":
-        learned = "how many values were out of bounds, over all clients"
-        return Line(f"{run.field} (clipped)", "counted", learned, 1.0, run.width, 8 * run.words)
-    learned = "the mean of the clients' largest absolute values"
-    precision = field.limit / PEAK_LEVELS if isinstance(field, (Summed, Averaged)) else None
-    return Line(f"{run.field} (peak)", "averaged", learned, precision, run.width, 8 * run.words)
+def _line(field: MaskedReduction, run: Run) -> Line:
+    name = run.field if run.kind == "value" else f"{run.field} ({run.kind})"
+    reduction = {"clipped": "counted", "peak": "averaged"}.get(run.carrier, field.kind)
+    quantum = None if run.carrier == "truth" else field.quantum_of(run.kind)
+    return Line(name, reduction, field.says(run.kind), quantum, run.width, 8 * run.words)

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from .reductions import Adaptive, Averaged, Bound, Counted, Local, Public, Refused, Same, Shape, Summed
+from .reductions import (
+    Adaptive,
+    AllTrue,
+    AnyTrue,
+    Averaged,
+    Bound,
+    Counted,
+    Local,
+    Public,
+    Refused,
+    Same,
+    Shape,
+    Summed,
+    TrueCount,
+)
 
 
-def summed(bound: Bound, bits: int = 16, shape: Shape | None = None) -> Any:
+def summed(bound: Bound, bits: int = 16, shape: Shape | None = None, guard_bits: int = 0) -> Any:
     """Declare a field whose values add up over the clients.
 
     Values are carried in fixed point: 2^bits − 1 levels between −bound and bound, rounded stochastically.
@@ -27,6 +41,8 @@ def summed(bound: Bound, bits: int = 16, shape: Shape | None = None) -> Any:
             integers, or `adaptive()` for real values whose size is not known beforehand.
         bits: Precision of one client's value: 2..28 for reals, up to 62 for integers.
         shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+        guard_bits: Bits by which lanes are wider than values need, as room for noise that clients add to
+            levels: 2^guard_bits times the room of a value.
 
     Returns:
         The reduction, to be given to a `Schema` or a class attribute.
@@ -38,10 +54,16 @@ def summed(bound: Bound, bits: int = 16, shape: Shape | None = None) -> Any:
         >>> summed(1.0, bits=8).quantum == 1 / 127
         True
     """
-    return Summed(bound, bits, shape)
+    return Summed(bound, bits, shape, guard_bits)
 
 
-def averaged(bound: Bound, weight: str | None = None, bits: int = 16, shape: Shape | None = None) -> Any:
+def averaged(
+    bound: Bound,
+    weight: str | None = None,
+    bits: int = 16,
+    shape: Shape | None = None,
+    guard_bits: int = 0,
+) -> Any:
     """Declare a field whose values average over the clients.
 
     Guarantees:
@@ -55,6 +77,8 @@ def averaged(bound: Bound, weight: str | None = None, bits: int = 16, shape: Sha
             clients alike.
         bits: Precision of one client's value. A weighted lane also needs log2 of the largest weight.
         shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+        guard_bits: Bits by which lanes are wider than values need, as room for noise that clients add to
+            levels: 2^guard_bits times the room of a value.
 
     Returns:
         The reduction, to be given to a `Schema` or a class attribute.
@@ -66,15 +90,17 @@ def averaged(bound: Bound, weight: str | None = None, bits: int = 16, shape: Sha
         >>> averaged(10.0, weight="samples").reduce([1.0, 4.0], weights=[2, 1])
         2.0
     """
-    return Averaged(bound, bits, shape, weight)
+    return Averaged(bound, bits, shape, guard_bits, weight)
 
 
-def counted(at_most: int = 2**20, shape: Shape | None = None) -> Any:
+def counted(at_most: int = 2**20, shape: Shape | None = None, guard_bits: int = 0) -> Any:
     """Declare a field of non-negative integers that add up exactly.
 
     Args:
         at_most: Largest value of one client; a larger one is refused at the client.
         shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+        guard_bits: Bits by which lanes are wider than values need, as room for noise that clients add to
+            levels: 2^guard_bits times the room of a value.
 
     Returns:
         The reduction, to be given to a `Schema` or a class attribute.
@@ -86,7 +112,78 @@ def counted(at_most: int = 2**20, shape: Shape | None = None) -> Any:
         >>> counted().reduce([120, 80])
         200
     """
-    return Counted(at_most, shape)
+    return Counted(at_most, shape, guard_bits)
+
+
+def true_count(shape: Shape | None = None, guard_bits: int = 0) -> Any:
+    """Declare truth values, of which the server learns how many are true.
+
+    Args:
+        shape: Shape of one client's value, for one count an entry; None is a scalar until `Schema.resolve`
+            gives another.
+        guard_bits: Room for noise (see `summed`).
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If `shape` cannot be carried.
+
+    Example:
+        >>> true_count().reduce([True, False, True])
+        2
+    """
+    return TrueCount(shape, guard_bits)
+
+
+def any_(shape: Shape | None = None) -> Any:
+    """Declare truth values, of which the server learns whether any client holds true, and not how many.
+
+    Each value is a whole 64-bit word: zero if false, else drawn by the operating system's generator among the
+    words that are not zero. A sum of such words is zero if all are false.
+
+    Guarantees:
+        - False is never decoded as true; true is decoded as false with a probability of 2^-64 an entry.
+        - Beyond the truth value the sum tells nothing: whoever holds true, and however many, it is uniform to
+          within 2^-63.
+
+    Args:
+        shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another. With one
+            entry for each member of a known universe it is the union of sets.
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If `shape` cannot be carried.
+
+    Example:
+        >>> any_(shape=(3,)).reduce([[True, False, False], [True, True, False]]).tolist()
+        [True, True, False]
+    """
+    return AnyTrue(shape)
+
+
+def all_(shape: Shape | None = None) -> Any:
+    """Declare truth values, of which the server learns whether all clients hold true, and not how many do.
+
+    Carried as "does any hold false", with the guarantees of `any_`: true where all hold true, always; true in
+    error with a probability of 2^-64 an entry.
+
+    Args:
+        shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If `shape` cannot be carried.
+
+    Example:
+        >>> all_().reduce([True, False])
+        False
+    """
+    return AllTrue(shape)
 
 
 def same() -> Any:

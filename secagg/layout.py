@@ -2,23 +2,26 @@
 
     word 0      zero lane: every client sends 0, so a sum in which one mask did not cancel shows at once
     word 1      count lane: every client sends 1
-    then        runs, one after another in schema order: a field's values, then (reals) how many were
-                clipped, then (adaptive reals) its peak. A run of s lanes of w bits packs p = ⌊64/w⌋ of them
-                a word; lane k of word j holds value k·words + j, so every pass is over contiguous memory.
+    then        runs, one after another in schema order, each field's kinds of lanes in the order that its
+                reduction names them: its values, then (reals) how many were clipped, then (adaptive reals)
+                its peak. A run of s lanes of w bits packs p = ⌊64/w⌋ of them a word; lane k of word j holds
+                value k·words + j, so every pass is over contiguous memory.
 
-A value is a level in −L..L plus an offset L, so lanes are non-negative and never borrow. The width of a lane
-is the width of the largest sum that the clients can reach, so lanes never carry: overflow is excluded when
-the layout is made, not detected when it happens.
+A lane holds a level in low..high plus an offset, so it is not negative and never borrows. Its width is that
+of the largest sum that the clients can reach, so it never carries: overflow is excluded when the layout is
+made, not detected when it happens. Guard bits widen a lane evenly on both sides, for noise that is added to
+levels. Truth values are never packed: each is a whole word, random where true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final
 
 from .errors import SchemaError
-from .reductions import Adaptive, Averaged, Counted, Summed
+from .reductions import Bounded, Lanes, MaskedReduction
+from .reductions.base import Carrier
 from .schema import Schema
 
 WORD_BITS: Final = 64
@@ -27,7 +30,6 @@ BLOCK: Final = 1 << 14
 ZERO_WORD: Final = 0
 COUNT_WORD: Final = 1
 HEADER_WORDS: Final = 2
-PEAK_LEVELS: Final = 2**16 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +38,37 @@ class Run:
 
     Attributes:
         field: Name of the field.
-        kind: The values themselves, the number of values clipped, or the peak relative to the bound.
+        kind: What the lanes hold (see `Lanes.kind`).
         size: Lanes of one client.
         top: Largest lane of one client; lanes are in 0..top.
         offset: What a lane adds to the level it carries.
         width: Bits of a lane: those of the largest sum.
         start: First word.
+        carrier: How values become lanes (see `Lanes.carrier`).
+        room: Levels on each side that guard bits leave to noise.
+        largest_weight: By how much a client's weight may multiply its levels.
     """
 
     field: str
-    kind: Literal["value", "clipped", "peak"]
+    kind: str
     size: int
     top: int
     offset: int
     width: int
     start: int
+    carrier: Carrier = "integer"
+    room: int = 0
+    largest_weight: int = 1
+
+    @property
+    def low(self) -> int:
+        """Smallest level of one client, before it is weighed and without noise."""
+        return (self.room - self.offset) // self.largest_weight
+
+    @property
+    def high(self) -> int:
+        """Largest level of one client, before it is weighed and without noise."""
+        return (self.top - self.offset - self.room) // self.largest_weight
 
     @property
     def lanes_per_word(self) -> int:
@@ -78,54 +96,55 @@ class Run:
 def lay_out(schema: Schema, num_clients: int) -> Iterator[Run]:
     """The runs of a schema, each wide enough for the sum of `num_clients` lanes."""
     start = HEADER_WORDS
-
-    def run(name: str, kind: Any, size: int, top: int, offset: int = 0) -> Run:
-        nonlocal start
-        width = max(1, (num_clients * top).bit_length())
-        if width > WORD_BITS:
-            raise SchemaError(_overflow(schema, name, kind, width, num_clients))
-        made = Run(name, kind, size, top, offset, width, start)
-        start += made.words
-        return made
-
     for name, field in schema.masked.items():
-        if isinstance(field, Counted):
-            yield run(name, "value", field.size, field.at_most)
-        elif isinstance(field, (Summed, Averaged)):
-            offset = _top_level(field) * largest_weight(schema, field)
-            yield run(name, "value", field.size, 2 * offset, offset)
-            if not field.integer:
-                yield run(name, "clipped", 1, field.size)
-            if isinstance(field.bound, Adaptive):
-                yield run(name, "peak", 1, PEAK_LEVELS)
+        for lanes in field.lanes():
+            run = _run(schema, name, lanes, num_clients, start)
+            start += run.words
+            yield run
 
 
-def _overflow(schema: Schema, name: str, kind: str, width: int, num_clients: int) -> str:
+def _run(schema: Schema, name: str, lanes: Lanes, num_clients: int, start: int) -> Run:
+    if lanes.carrier == "truth":
+        return Run(name, lanes.kind, lanes.size, 2**WORD_BITS - 1, 0, WORD_BITS, start, "truth")
+    weight = largest_weight(schema, schema.masked[name]) if lanes.weighed else 1
+    span = weight * (lanes.high - lanes.low)
+    room = (span * (2**lanes.guard_bits - 1) + 1) // 2
+    top, offset = span + 2 * room, room - weight * lanes.low
+    width = max(1, (num_clients * top).bit_length())
+    if width <= WORD_BITS and num_clients * max(offset, top - offset) >= 2 ** (WORD_BITS - 1):
+        width = WORD_BITS + 1  # A sum that fits the word, but not the int64 that it is decoded in.
+    if width > WORD_BITS:
+        raise SchemaError(_overflow(schema, name, lanes, width, num_clients))
+    return Run(name, lanes.kind, lanes.size, top, offset, width, start, lanes.carrier, room, weight)
+
+
+def _overflow(schema: Schema, name: str, lanes: Lanes, width: int, num_clients: int) -> str:
     """Which field needs how many bits, and what to lower."""
-    field = schema[name]
-    excess = width - WORD_BITS
-    parts, remedy = f"{num_clients} clients", "Lower num_clients"
-    if kind == "value" and isinstance(field, (Summed, Averaged)):
-        parts = f"bits={field.bits}, {parts}"
-        remedy = f"Lower bits of {name!r} by {excess}"
-        if isinstance(field, Averaged) and field.weight is not None:
-            parts += f", weights up to {largest_weight(schema, field)}"
-            remedy += f", or at_most of {field.weight!r} by a factor {2**excess}"
-    elif kind == "value" and isinstance(field, Counted):
-        parts = f"at_most={field.at_most}, {parts}"
-        remedy = f"Lower at_most of {name!r} by a factor {2**excess}"
-    return f"Field {name!r} needs {width} bits a lane ({parts}); a word has {WORD_BITS}. {remedy}."
+    field, excess = schema[name], width - WORD_BITS
+    parts, remedies = [], []
+    bits, at_most = getattr(field, "bits", None), getattr(field, "at_most", None)
+    weighed_by = field.weighed_by if isinstance(field, MaskedReduction) else None
+    if lanes.carrier in ("fixed", "rounded") or isinstance(field, Bounded):
+        parts.append(f"bits={bits}")
+        remedies.append(f"bits of {name!r} by {excess}")
+    elif at_most is not None:
+        parts.append(f"at_most={at_most}")
+        remedies.append(f"at_most of {name!r} by a factor {2**excess}")
+    if lanes.guard_bits:
+        parts.append(f"guard_bits={lanes.guard_bits}")
+    parts.append(f"{num_clients} clients")
+    if weighed_by is not None and isinstance(field, MaskedReduction):
+        parts.append(f"weights up to {largest_weight(schema, field)}")
+        remedies.append(f"at_most of {weighed_by!r} by a factor {2**excess}")
+    remedy = ", or ".join(remedies or ["num_clients"])
+    return (
+        f"Field {name!r} needs {width} bits a lane ({', '.join(parts)}); a word has {WORD_BITS}. "
+        f"Lower {remedy}."
+    )
 
 
-def _top_level(field: Summed | Averaged) -> int:
-    """Levels on each side of zero that a client can reach."""
-    return int(field.limit) if field.integer else field.levels
-
-
-def largest_weight(schema: Schema, field: Summed | Averaged) -> int:
+def largest_weight(schema: Schema, field: MaskedReduction) -> int:
     """Largest weight of one client; 1 where clients weigh alike."""
-    if isinstance(field, Averaged) and field.weight is not None:
-        weight = schema[field.weight]
-        assert isinstance(weight, Counted)  # noqa: S101  # our invariant: Schema verified it
-        return weight.at_most
-    return 1
+    if field.weighed_by is None:
+        return 1
+    return int(schema[field.weighed_by].at_most)  # type: ignore[attr-defined]  # Schema verified it

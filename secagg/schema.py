@@ -15,14 +15,13 @@ from typing import Any, Final
 from .errors import SchemaError
 from .reductions import (
     Adaptive,
-    Averaged,
+    Bounded,
     Counted,
     MaskedReduction,
     Public,
     Reduction,
     Same,
     Shape,
-    Summed,
     reduction_from_dict,
     verify_name,
     verify_reduction,
@@ -72,8 +71,8 @@ class Schema(Mapping[str, Reduction]):
             verify_reduction(name, reduction)
         self._fields: dict[str, Reduction] = given
         for name, reduction in given.items():
-            if isinstance(reduction, Averaged):
-                self._verify_weight(name, reduction)
+            if isinstance(reduction, MaskedReduction) and reduction.weighed_by is not None:
+                self._verify_weight(name, reduction.weighed_by)
         described = {"version": 1, "fields": [[name, field.to_dict()] for name, field in given.items()]}
         self._bytes = json.dumps(described, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
         if len(self._bytes) > MAX_SCHEMA_BYTES:
@@ -82,18 +81,17 @@ class Schema(Mapping[str, Reduction]):
             )
         self.digest = hashlib.sha256(b"secagg schema" + self._bytes).digest()
 
-    def _verify_weight(self, name: str, reduction: Averaged) -> None:
-        if reduction.weight is None:
+    def _verify_weight(self, name: str, weighed_by: str) -> None:
+        weight = self._fields.get(weighed_by)
+        if isinstance(weight, Counted) and weight.dims == ():
             return
-        weight = self._fields.get(reduction.weight)
-        if not isinstance(weight, Counted) or weight.dims != ():
-            found = "no such field" if weight is None else f"a {weight.kind!r} field"
-            if isinstance(weight, Counted):
-                found = f"a 'counted' field of shape {weight.dims}"
-            raise SchemaError(
-                f"Expected the weight {reduction.weight!r} of field {name!r} to be a scalar counted() field "
-                f"of the same schema, got {found}. Add {reduction.weight!r}, or drop weight=."
-            )
+        found = "no such field" if weight is None else f"a {weight.kind!r} field"
+        if isinstance(weight, Counted):
+            found += f" of shape {weight.dims}"
+        raise SchemaError(
+            f"Expected the weight {weighed_by!r} of field {name!r} to be a scalar counted() field "
+            f"of the same schema, got {found}. Add {weighed_by!r}, or drop weight=."
+        )
 
     def __getitem__(self, name: str) -> Reduction:
         return self._fields[name]
@@ -187,7 +185,7 @@ class Schema(Mapping[str, Reduction]):
         return {
             name: field.bound
             for name, field in self._fields.items()
-            if isinstance(field, (Summed, Averaged)) and isinstance(field.bound, Adaptive)
+            if isinstance(field, Bounded) and isinstance(field.bound, Adaptive)
         }
 
     def to_bytes(self) -> bytes:
@@ -224,7 +222,7 @@ class Schema(Mapping[str, Reduction]):
 
 
 def _with_bound(field: Reduction, bound: Adaptive) -> Reduction:
-    return replace(field, bound=bound)  # type: ignore[type-var]  # only Summed and Averaged come here
+    return replace(field, bound=bound)  # type: ignore[type-var]  # only Bounded come here
 
 
 def reduce_clear(schema: Schema, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -259,7 +257,7 @@ def reduce_clear(schema: Schema, values: Sequence[Mapping[str, Any]]) -> dict[st
         for number, each in enumerate(values):
             if name not in each:
                 raise SchemaError(f"Expected field {name!r} from client number {number}, got {sorted(each)}.")
-        weight = field.weight if isinstance(field, Averaged) else None
+        weight = field.weighed_by if isinstance(field, MaskedReduction) else None
         weights = None if weight is None else [each[weight] for each in values]
         reduced[name] = field.reduce([each[name] for each in values], weights)
     return reduced

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from secagg import Schema, adaptive, averaged, counted, local, summed
+from secagg.fields import all_, any_, true_count
 
 SHAPES = st.sampled_from([(), (1,), (3,), (0,), (2, 5), (17,), (40,)])
 BOUNDS = st.sampled_from([1e-6, 0.1, 1.0, 2.71828, 1e4])
@@ -35,7 +36,14 @@ def means(draw: st.DrawFn) -> Any:
 
 
 FIELDS = st.one_of(
-    reals(), integers(), means(), st.builds(counted, st.integers(1, 2**30), SHAPES), st.builds(local)
+    reals(),
+    integers(),
+    means(),
+    st.builds(counted, st.integers(1, 2**30), SHAPES),
+    st.builds(true_count, SHAPES),
+    st.builds(any_, SHAPES),
+    st.builds(all_, SHAPES),
+    st.builds(local),
 )
 
 
@@ -55,7 +63,9 @@ def values_for(schema: Schema, rng: np.random.Generator) -> dict[str, Any]:
             values[name] = "stays here"
             continue
         dims = field.dims
-        if field.kind == "counted":
+        if field.kind in ("true_count", "any", "all"):
+            values[name] = rng.random(dims) < 0.5
+        elif field.kind == "counted":
             values[name] = rng.integers(0, field.at_most, dims, endpoint=True)
         elif field.integer:
             values[name] = rng.integers(-int(field.limit), int(field.limit), dims, endpoint=True)
