@@ -3,20 +3,43 @@
 In the complete graph each client does work for each other one, which is right for small cohorts. In a Harary
 graph each has `degree` neighbours, the nearest ones on a ring whose order nobody could choose: it follows
 from the hash of the roster and from a beacon that was published after the roster was fixed.
+
+    the graph       Graph, draw, threshold
+    its size        plan → Plan; privacy_bound and failure_bound, which it searches; smallest_sum
+    any graph       is_exclusive, is_crowd
+
+docs/secagg-graph.md derives every bound here, with what the protocol has to check for them to hold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
 from .keys import hash_parts
 
-__all__ = ["COMPLETE_UP_TO", "Graph", "draw", "threshold"]
+__all__ = [
+    "COMPLETE_UP_TO",
+    "DRAWS",
+    "Graph",
+    "Plan",
+    "draw",
+    "failure_bound",
+    "is_crowd",
+    "is_exclusive",
+    "plan",
+    "privacy_bound",
+    "smallest_sum",
+    "threshold",
+]
 
 COMPLETE_UP_TO: Final = 32
 """Cohorts up to this size always get the complete graph."""
+DRAWS: Final = 2**10
+"""Graphs that a server may see drawn, rounds and aborted attempts together, before bounds are spent."""
 
 
 def threshold(fraction: float, holders: int) -> int:
@@ -166,3 +189,271 @@ def draw(names: Iterable[str], degree: int, seed: bytes) -> Graph:
     if degree == 0 or len(ordered) <= COMPLETE_UP_TO or len(ordered) < degree + 2:
         return Graph.complete(ordered)
     return Graph.harary(ordered, degree, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Degree and threshold for a cohort, with what they give.
+
+    Attributes:
+        num_clients: Size n of the roster that it was made for.
+        degree: Number of neighbours k; 0 for the complete graph.
+        threshold: Shares t that give a secret back, among the holders of a closed neighbourhood.
+        fraction: ``threshold / holders``: what an offer names.
+        privacy: Bound on the probability that the server ever learns more than one sum a round.
+        failure: Bound on the probability that a round of honest parties fails for lack of shares.
+        smallest_sum: Honest clients that are at least in whatever sum a malicious server learns.
+    """
+
+    num_clients: int
+    degree: int
+    threshold: int
+    fraction: float
+    privacy: float
+    failure: float
+    smallest_sum: int
+
+
+def plan(
+    num_clients: int,
+    *,
+    colluders: float = 0.2,
+    dropout: float = 0.1,
+    privacy: float = 2**-40,
+    failure: float = 2**-20,
+    malicious: bool = True,
+    draws: int = DRAWS,
+) -> Plan:
+    """The smallest degree, with a threshold, that keeps privacy and failure within their targets.
+
+    Args:
+        num_clients: Size n of the roster, at least 3.
+        colluders: Largest fraction of the roster that works with the server, in [0, 1).
+        dropout: Largest fraction of the roster that is lost in a round, in [0, 1).
+        privacy: Target for `privacy_bound`, over all draws together.
+        failure: Target for `failure_bound`, for one round.
+        malicious: Whether the server may lie about who dropped out; False for one that follows the protocol.
+        draws: Graphs that the server sees drawn: rounds and aborted attempts together.
+
+    Returns:
+        A plan with the smallest even degree of at most n / 2 that meets both targets, or the complete graph,
+        which meets them for certain.
+
+    Raises:
+        ValueError: If an argument is out of its range, or even the complete graph cannot stand so many
+            colluders and dropouts: a malicious server takes ``(1 + colluders) / 2 + dropout < 1``.
+
+    Example:
+        >>> found = plan(10_000, colluders=0.1, dropout=0.1)
+        >>> found.degree, found.threshold
+        (138, 99)
+    """
+    if num_clients < 3 or draws < 1:
+        raise ValueError(f"Expected num_clients >= 3 and draws >= 1, got {num_clients} and {draws}.")
+    if not (0 < privacy < 1 and 0 < failure < 1):
+        raise ValueError(f"Expected targets in (0, 1), got privacy={privacy}, failure={failure}.")
+    found = _sparse(num_clients, colluders, dropout, privacy, failure, malicious, draws)
+    degree, t = found or (0, _complete_threshold(num_clients, colluders, dropout, malicious))
+    return Plan(
+        num_clients,
+        degree,
+        t,
+        t / _holders(num_clients, degree),
+        privacy_bound(num_clients, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws),
+        failure_bound(num_clients, degree, t, dropout),
+        smallest_sum(num_clients, degree, t, colluders),
+    )
+
+
+def _sparse(
+    n: int, colluders: float, dropout: float, privacy: float, failure: float, malicious: bool, draws: int
+) -> tuple[int, int] | None:
+    """Smallest degree, with its smallest threshold; None where the complete graph is as good."""
+    if n <= COMPLETE_UP_TO:
+        return None
+
+    def private(degree: int, t: int) -> bool:
+        bound = privacy_bound(n, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws)
+        return bound <= privacy
+
+    t = 1
+    for degree in range(2, n // 2 + 1, 2):
+        # From one degree to the next the smallest threshold moves by a few: search from the last one.
+        while t > 1 and private(degree, t - 1):
+            t -= 1
+        while t <= degree + 1 and not private(degree, t):
+            t += 1
+        if t <= degree + 1 and failure_bound(n, degree, t, dropout) <= failure:
+            return degree, t
+    return None
+
+
+def _complete_threshold(n: int, colluders: float, dropout: float, malicious: bool) -> int:
+    corrupt, dropped = _count("colluders", colluders, n), _count("dropout", dropout, n)
+    t = (n + corrupt) // 2 + 1 if malicious else corrupt + 1
+    t = max(t, corrupt + 2)  # two honest survivors at least
+    if t > n - dropped:
+        raise ValueError(
+            f"Expected fewer colluders or dropouts: of {n} clients {n - dropped} survive, and with {corrupt} "
+            f"colluders {t} shares are needed. Lower colluders={colluders} or dropout={dropout}."
+        )
+    return t
+
+
+def privacy_bound(
+    num_clients: int,
+    degree: int,
+    threshold: int,
+    colluders: float,
+    *,
+    malicious: bool = True,
+    dropout: float = 0.0,
+    draws: int = DRAWS,
+) -> float:
+    """Probability, at most, that a server learns more than one sum of a round, in any of `draws` rounds.
+
+    Against a malicious server it takes no dropout rate: who is declared dropped is the server's choice,
+    made when it sees the graph. The event is that some honest client has both of its secrets
+    reconstructed, or that the sums of two disjoint sets of clients come out.
+
+    Args:
+        num_clients: Size n of the roster.
+        degree: Number of neighbours k, even; 0 for the complete graph.
+        threshold: Shares t that give a secret back.
+        colluders: Largest fraction of the roster that works with the server, in [0, 1), chosen before the
+            beacon is known.
+        malicious: False for a server that follows the protocol; then `dropout` counts.
+        dropout: Fraction of the roster lost in a round, in [0, 1), independent of the graph.
+        draws: Graphs that the server sees drawn.
+
+    Returns:
+        A bound in [0, 1]; sums of exact tails, up to rounding errors of about 1e-9 of it.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    n, k, t = num_clients, degree, threshold
+    corrupt, dropped = _count("colluders", colluders, n), _count("dropout", dropout, n)
+    holders = _holders(n, k)
+    if not 1 <= t <= holders:
+        raise ValueError(f"Expected a threshold of 1..{holders} holders, got {t}.")
+    if not k:
+        safe = is_exclusive(n, t, corrupt) if malicious else t > corrupt
+        return 0.0 if safe else 1.0
+    if malicious:
+        # A closed neighbourhood with so many colluders that both secrets can come out.
+        neighbourhood = _log_tail(n - 1, corrupt, k, 2 * t - holders)
+        # k / 2 positions in a row with so many colluders that a ring can be cut there.
+        place = _log_tail(n, corrupt, k // 2, t - k // 2 - 1)
+    else:
+        neighbourhood = _log_tail(n - 1, corrupt, k, t)
+        place = _log_tail(n, min(n, corrupt + dropped), k // 2, k // 2)
+    exclusive = (n - corrupt) * math.exp(neighbourhood)
+    # A cut takes two places apart; where windows may meet around the ring, the bound is the one for one.
+    cut = n * (n - 1) / 2 * math.exp(2 * place) if n > 3 * k // 2 else n * math.exp(place)
+    return min(1.0, draws * (exclusive + cut))
+
+
+def failure_bound(num_clients: int, degree: int, threshold: int, dropout: float) -> float:
+    """Probability, at most, that some closed neighbourhood keeps fewer than `threshold` clients.
+
+    Where none does, every survivor finds enough signatures, and every secret that is needed comes back.
+
+    Args:
+        num_clients: Size n of the roster.
+        degree: Number of neighbours k, even; 0 for the complete graph.
+        threshold: Shares t that give a secret back.
+        dropout: Fraction of the roster lost at any stage of the round, in [0, 1), independent of the graph.
+
+    Returns:
+        A bound in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    n, k, t = num_clients, degree, threshold
+    dropped, holders = _count("dropout", dropout, n), _holders(n, k)
+    if not k:
+        return 0.0 if n - dropped >= t else 1.0
+    # More than holders - t of the closed neighbourhood: of a survivor, and of one who is dropped itself.
+    lost = holders - t + 1
+    kept = (n - dropped) * math.exp(_log_tail(n - 1, dropped, k, lost))
+    gone = dropped * math.exp(_log_tail(n - 1, dropped - 1, k, lost - 1)) if dropped else 0.0
+    return min(1.0, kept + gone)
+
+
+def smallest_sum(num_clients: int, degree: int, threshold: int, colluders: float = 0.0) -> int:
+    """Honest clients that are at least in whatever sum a malicious server learns, unless the bound fails.
+
+    In the complete graph everyone who unmasks agrees on one list of at least `threshold` survivors. On a ring
+    no client sees all of it, and a server may learn the sum of a part; this says how large it is at least.
+
+    Args:
+        num_clients: Size n of the roster.
+        degree: Number of neighbours k, even; 0 for the complete graph.
+        threshold: Shares t that give a secret back.
+        colluders: As for `privacy_bound`; counts in the complete graph only.
+    """
+    holders = _holders(num_clients, degree)
+    if not degree:
+        return max(0, threshold - _count("colluders", colluders, num_clients))
+    windows = (num_clients - degree) // (3 * degree // 2)
+    return (holders - threshold + 1) * max(1, windows)
+
+
+def is_exclusive(holders: int, threshold: int, colluders: int) -> bool:
+    """Whether the two secrets of a client cannot both come out: ``2 t > h + c``.
+
+    A malicious server may tell some holders that the client survived and others that it dropped out. Each
+    honest holder gives one share; the colluders give both. In the complete graph, ``holders`` is the size of
+    the roster, and all honest clients that unmask then hold the same list of survivors.
+    """
+    return 2 * threshold > holders + colluders
+
+
+def is_crowd(survivors: int, colluders: int) -> bool:
+    """Whether a sum over `survivors` hides a client from `colluders` among them: two honest ones are left.
+
+    Of a sum over one honest client, the others' values can be taken off.
+    """
+    return survivors - colluders >= 2
+
+
+def _holders(n: int, degree: int) -> int:
+    if degree < 0 or degree % 2 or (degree and degree >= n - 1):
+        raise ValueError(f"Expected degree 0 or an even one below n - 1, got {degree} for n={n}.")
+    return degree + 1 if degree else n
+
+
+def _count(what: str, fraction: float, n: int) -> int:
+    """How many clients a fraction is at most."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"Expected {what} in [0, 1), got {fraction}.")
+    return math.floor(fraction * n + 1e-9)  # 0.29 * 100 comes out below 29
+
+
+@lru_cache(maxsize=1 << 14)
+def _log_choose(n: int, k: int) -> float:
+    # Of the exact integer: math.lgamma would lose 1e-9 to cancellation at n = 10^6.
+    return math.log(math.comb(n, k))
+
+
+@lru_cache(maxsize=1 << 12)
+def _log_tail(population: int, marked: int, drawn: int, least: int) -> float:
+    """Logarithm of the probability that `drawn` of a population, without return, hold `least` marked ones."""
+    if least <= max(0, drawn - (population - marked)):
+        return 0.0
+    if least > min(drawn, marked):
+        return -math.inf
+    first = (
+        _log_choose(marked, least)
+        + _log_choose(population - marked, drawn - least)
+        - _log_choose(population, drawn)
+    )
+    terms = [0.0]
+    for i in range(least, min(drawn, marked)):
+        ratio = (marked - i) * (drawn - i) / ((i + 1) * (population - marked - drawn + i + 1))
+        terms.append(terms[-1] + math.log(ratio))
+    # Relative to the largest, so that nothing that matters underflows.
+    top = max(terms)
+    return min(0.0, first + top + math.log(math.fsum(math.exp(term - top) for term in terms)))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secagg.graph import COMPLETE_UP_TO, Graph, draw, threshold
+from secagg.keys import PROTOCOL
 from tests.statistical import assert_counts, assert_rejects
 
 SEED = bytes(range(32))
@@ -54,7 +55,7 @@ def test_in_a_complete_graph_all_are_neighbours(roster: list[str]) -> None:
 def test_the_ring_is_sorted_by_a_hash_over_the_seed_and_the_id() -> None:
     def position(name: str) -> bytes:
         # By hand: every part with its length before it, in 8 bytes, least significant first.
-        parts = [b"secagg/1", b"graph position", SEED, name.encode()]
+        parts = [PROTOCOL, b"graph position", SEED, name.encode()]
         return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).digest()
 
     roster = names(50)
