@@ -2,28 +2,36 @@
 
     stage           comes in                goes out            phase after
     0 offer         Offer                   (1) Advert          ADVERTISED
-    2 roster        RosterMessage           nothing             READY
-    4 vector        submit(values)          Masked              IDLE
+    2 roster        RosterMessage           (3) Shares          SHARED      (complete graph)
+                                            nothing             ROSTERED    (sparse graph)
+                    draw_graph(beacon)      (3) Shares          SHARED
+    3 delivery      Delivery                nothing             READY
+    4 vector        submit(values)          Masked              SUBMITTED
+    5 survivors     Survivors               Consistency         SIGNED
+    6 agreement     Agreement               Unmask              IDLE
 
-Stages 3 (shares), 5 (consistency) and 6 (unmask) of Bonawitz et al. (2017) recover from dropouts. A round now
-needs every client that advertised, and a pair's masks cancel without recovery. Stage 3 enters between the
-roster and READY, where the keys of all peers are verified; 5 and 6 follow the vector, which then leaves the
-machine waiting instead of IDLE.
+A message is refused (MessageError) where it is not one that the server signed for this stage; nothing changes
+then. What the server did sign is checked against this client's own view and policy; where it does not hold,
+the round is given up: its secrets are dropped and nothing more of it is sent. (Bonawitz et al. 2017, Fig. 4,
+with the consistency check of the malicious variant always on.)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .cohort import Statement, adverts_of, hash_roster, verify_alike
+from .cohort import Statement, adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys, verify_alike
 from .encoding import Encoding, Words
+from .ephemeral import Binding
 from .errors import (
+    CohortError,
     EncodingError,
     IdentityError,
     MessageError,
@@ -32,17 +40,29 @@ from .errors import (
     RoundReused,
     SchemaError,
 )
-from .keys import Binding, Identity, Roster, RoundKey, Secret
-from .masks import CIPHER_KEY_BYTES, Mask, Masks
+from .graph import COMPLETE_UP_TO, Graph, draw, threshold
+from .guard import Guard, one_at_a_time
+from .keys import Identity, Roster, Secret
+from .masks import Masks, MaskStream
 from .messages import (
     MAX_ADVERT_BYTES,
+    MAX_CLIENTS,
     MAX_OFFER_BYTES,
+    SIGNATURE_BYTES,
     Advert,
+    Agreement,
+    Consistency,
+    Delivery,
     Masked,
     Message,
     Offer,
     Opened,
     RosterMessage,
+    Shares,
+    Survivors,
+    Unmask,
+    from_bits,
+    is_signed,
     open_sealed,
     seal,
 )
@@ -50,6 +70,7 @@ from .policy import Policy
 from .reductions import Declared
 from .register import Register
 from .schema import Schema
+from .sharing import RoundSecrets, box_bytes
 
 # Rounding keeps a sum unbiased; masks keep it secret. No secrecy rests on these draws.
 RoundingFactory: TypeAlias = Callable[[bytes, int], np.random.Generator]
@@ -60,7 +81,11 @@ class ClientPhase(Enum):
 
     IDLE = "idle"
     ADVERTISED = "advertised"
+    ROSTERED = "waiting for the beacon"
+    SHARED = "shared"
     READY = "ready"
+    SUBMITTED = "submitted"
+    SIGNED = "signed"
 
 
 @dataclass(slots=True, repr=False)
@@ -75,10 +100,19 @@ class _Round(Secret):
     statement: Statement
     schema: Schema
     encoding: Encoding
-    key: RoundKey | None
+    secrets: RoundSecrets | None
+    adverts: dict[str, Advert] = field(default_factory=dict)
     roster: bytes = b""
-    masks: Masks | None = None
+    graph: Graph = field(default_factory=lambda: Graph.complete([]))
     words: Words | None = None
+    survivors: tuple[str, ...] = ()
+    agreed: bytes = b""
+
+    @property
+    def threshold(self) -> int:
+        """Shares that give a secret back; the same for everybody, since all have as many holders."""
+        holders = self.graph.degree + 1 if self.graph.degree else len(self.graph.names)
+        return threshold(self.offer.threshold_fraction, holders)
 
 
 class Client(Secret):
@@ -87,8 +121,11 @@ class Client(Secret):
     Guarantees:
         - Each (session, round) is advertised and submitted at most once, ever, while `register` remembers.
         - A message that is refused changes no state. A round that turns out to be weaker than the policy or
-          inconsistent is given up: its keys are dropped and nothing of it is sent.
-        - The keys of a round are dropped before the masked vector is handed out.
+          inconsistent is given up: its keys are dropped and nothing more of it is sent.
+        - It signs one set of survivors a round, ever, and gives of each peer one share, ever: of what takes a
+          survivor's self mask off, or a dropped peer's pair masks.
+        - It gives shares only after as many of its own holders signed the same set as the threshold says.
+        - Secrets of a round live in memory only: whoever restarts is out of the round that was under way.
         - No repr, pickle or error holds a key or a value.
 
     Args:
@@ -127,6 +164,7 @@ class Client(Secret):
                 f"Expected the roster to list {identity.name!r} with the public key of this identity; it "
                 "does not."
             )
+        self._guard = Guard()
         self._identity = identity
         self._roster = roster
         self._schema = schema.base()
@@ -151,13 +189,14 @@ class Client(Secret):
         """Where this client stands."""
         return self._phase
 
+    @one_at_a_time
     def receive(
         self, message: bytes, *, context: bytes = b"", declared: Mapping[str, Declared] | None = None
     ) -> bytes | None:
-        """Take one message of the server.
+        """Take one message of the server, and answer it.
 
-        An offer is answered with an advert; it may come in any phase, and ends a round that was under way.
-        A roster is answered with nothing: if this returns, `submit` may be called.
+        An offer may come in any phase, and ends a round that was under way. After a delivery `submit` is to
+        be called, and after the roster of a sparse graph `draw_graph`; there is no answer before that.
 
         Args:
             message: Bytes as they came.
@@ -166,24 +205,79 @@ class Client(Secret):
             declared: With an offer: values of the `same` and `public` fields.
 
         Returns:
-            The advert to send, or None.
+            The answer to send, or None.
 
         Raises:
             MessageError: If the bytes are malformed, forged, or not expected now.
             SchemaError: If the offer is for another schema.
-            PolicyError: If offer or roster are weaker than this client's policy.
+            PolicyError: If offer, roster or survivors are weaker than this client's policy.
             RoundReused: If the offer is for a round that was used before.
             EncodingError: If `declared` does not hold the declared fields.
-            RoundAborted: If clients differ on the context or on a `same` field (`.blame` names them), or the
-                server showed them different offers.
+            RoundAborted: If the round fails for this client: `.blame` names whom it is due to, where that
+                can be known. CohortError where too few clients are left.
         """
-        kinds: tuple[type[Message], ...] = (Offer, RosterMessage)
-        opened = open_sealed(message, kinds, {"": self._roster.server}, self._largest_message())
+        opened = open_sealed(message, self._expected(), {"": self._roster.server}, self._largest_message())
         if isinstance(opened.message, Offer):
             return self._accept_offer(opened.message, opened.digest, context, declared or {})
-        assert isinstance(opened.message, RosterMessage)  # noqa: S101  # our invariant: one of `kinds`
-        self._accept_roster(opened.message)
-        return None
+        state = self._round
+        if state is None or (opened.message.session, opened.message.round) != (state.session, state.number):
+            where = "in no round" if state is None else f"in round {state.number}"
+            raise MessageError(
+                f"Refused a message of round {opened.message.round}: this client is {where} of its session."
+            )
+        if isinstance(opened.message, RosterMessage):
+            return self._accept_roster(state, opened.message)
+        if opened.message.roster != state.roster:  # type: ignore[attr-defined]  # all but those two have one
+            raise MessageError(
+                f"Refused a message of round {state.number}: it is about another roster or beacon."
+            )
+        match opened.message:
+            case Delivery():
+                self._accept_delivery(state, opened.message, opened.tail)
+                return None
+            case Survivors():
+                return self._accept_survivors(state, opened.message)
+            case Agreement():
+                return self._accept_agreement(state, opened.message, opened.tail)
+            case _:
+                raise AssertionError("our invariant: one of the kinds that are expected")
+
+    def _expected(self) -> tuple[type[Message], ...]:
+        """Kinds of message that may come in this phase."""
+        later: dict[ClientPhase, type[Message]] = {
+            ClientPhase.ADVERTISED: RosterMessage,
+            ClientPhase.SHARED: Delivery,
+            ClientPhase.SUBMITTED: Survivors,
+            ClientPhase.SIGNED: Agreement,
+        }
+        return (Offer, later[self._phase]) if self._phase in later else (Offer,)
+
+    @one_at_a_time
+    def draw_graph(self, beacon: bytes) -> bytes:
+        """Go on after the roster of a sparse graph: who is whose neighbour follows from roster and beacon.
+
+        Args:
+            beacon: Public bytes that nobody could know when this client received the roster, such as a
+                randomness beacon's output of a later minute; every client's caller fetches them by itself.
+                Where others use different bytes the round fails, and nothing is released.
+
+        Returns:
+            The answer to send.
+
+        Raises:
+            PhaseError: If no roster waits for a beacon.
+            ValueError: If the beacon has fewer than 16 bytes.
+            PolicyError: If the graph is weaker than this client's policy.
+            RoundAborted: If a neighbour's key is unusable.
+        """
+        state = self._round
+        if state is None or self._phase is not ClientPhase.ROSTERED:
+            raise PhaseError(
+                f"Expected a roster that waits for a beacon, this client is {self._phase.value}."
+            )
+        bound = bind_beacon(state.roster, beacon)
+        state.roster = bound
+        return self._deal(state, draw(state.adverts, state.offer.degree, bound))
 
     def verify(self, offer: bytes) -> tuple[bytes, int]:
         """Check an offer as `receive` would, and change nothing: for work to be done before the advert.
@@ -207,8 +301,13 @@ class Client(Secret):
         return opened.message.session, opened.message.round
 
     def _largest_message(self) -> int:
-        largest_roster = len(self._roster.clients) * (MAX_ADVERT_BYTES + 8) + 2**12
-        return max(MAX_OFFER_BYTES, largest_roster)
+        state, phase = self._round, self._phase
+        if state is None or phase in (ClientPhase.READY, ClientPhase.ROSTERED):
+            return MAX_OFFER_BYTES
+        clients = min(len(self._roster.clients), MAX_CLIENTS)
+        if phase is ClientPhase.ADVERTISED:
+            return max(MAX_OFFER_BYTES, clients * (MAX_ADVERT_BYTES + 8) + 2**12)
+        return max(MAX_OFFER_BYTES, clients * (box_bytes(state.offer.hybrid) + SIGNATURE_BYTES) + 2**12)
 
     def _accept_offer(
         self, offer: Offer, digest: bytes, context: bytes, declared: Mapping[str, Declared]
@@ -218,14 +317,17 @@ class Client(Secret):
         self._policy.verify_offer(offer)
         encoding = Encoding(schema, offer.capacity)
         statement = Statement.made(schema, offer.session, offer.round, context, declared)
-        key = RoundKey()
+        secrets = RoundSecrets(self.name, offer.hybrid)
         public, public_bytes = statement.split_public()
         advert = Advert(
             session=offer.session,
             round=offer.round,
             sender=self.name,
             offer=digest,
-            mask_key=key.public,
+            mask_key=secrets.public.mask,
+            transport_key=secrets.public.transport,
+            mask_kem=secrets.public.mask_kem,
+            transport_kem=secrets.public.transport_kem,
             context=statement.context,
             same=statement.same,
             public=public,
@@ -239,7 +341,7 @@ class Client(Secret):
         self._register.claim(offer.session, offer.round)
         self._drop()  # From here on an older round is over.
         self._round = _Round(
-            offer.session, offer.round, offer, digest, advert_digest, statement, schema, encoding, key
+            offer.session, offer.round, offer, digest, advert_digest, statement, schema, encoding, secrets
         )
         self._phase = ClientPhase.ADVERTISED
         return sealed
@@ -257,14 +359,12 @@ class Client(Secret):
             )
         return schema
 
-    def _accept_roster(self, message: RosterMessage) -> None:
-        """Stage 2: every advert is verified against the pinned keys; then pair keys are made."""
-        state = self._round
-        if state is None or self._phase is not ClientPhase.ADVERTISED:
-            raise MessageError(f"Refused a roster: none is expected in phase {self._phase.value}.")
-        if (message.session, message.round) != (state.session, state.number):
+    def _accept_roster(self, state: _Round, message: RosterMessage) -> bytes | None:
+        """Stage 2: every advert is verified against the pinned keys."""
+        if len(message.adverts) > len(self._roster.clients):
             raise MessageError(
-                f"Refused a roster of round {message.round}: this client is in round {state.number}."
+                f"Refused the roster of round {state.number}: expected at most "
+                f"the {len(self._roster.clients)} clients of the pinned roster, got {len(message.adverts)}."
             )
         opened = {
             advert.message.sender: advert
@@ -280,20 +380,19 @@ class Client(Secret):
         own = opened.get(self.name)
         if own is None or own.digest != state.advert_digest:
             raise MessageError(f"Refused the roster of round {state.number}: it lacks this client's advert.")
-        try:
+        with self._or_drop():
             self._verify_cohort(state, opened)
-            state.roster = hash_roster(state.offer_digest, opened)
-            state.masks = Masks(self._pair_masks(state, opened))
-        except Exception:
-            self._drop()
-            raise
-        state.key = None
-        self._phase = ClientPhase.READY
+        state.roster = hash_roster(state.offer_digest, opened)
+        state.adverts = adverts_of(opened)
+        if state.offer.degree and len(opened) > COMPLETE_UP_TO:
+            self._phase = ClientPhase.ROSTERED
+            return None
+        return self._deal(state, Graph.complete(opened))
 
     def _verify_cohort(self, state: _Round, opened: Mapping[str, Opened]) -> None:
         """Enough clients, of one mind, each with its own key."""
         number = state.number
-        self._policy.verify_cohort(number, len(opened))
+        self._policy.verify_cohort(number, len(opened), state.offer.min_clients)
         if len(opened) > state.offer.capacity:
             raise RoundAborted(
                 f"Round {number}: the roster has {len(opened)} clients, the offer was for "
@@ -308,26 +407,128 @@ class Client(Secret):
                 raise RoundAborted(
                     f"Round {number}: {name!r} answered another offer than this client.", [name]
                 )
+            try:
+                public_keys(advert).verify_form(state.offer.hybrid)
+            except IdentityError as error:
+                raise RoundAborted(f"Round {number}: {name!r}: {error}", [name]) from None
         verify_alike(number, state.schema, adverts, state.statement)
 
-    def _pair_masks(self, state: _Round, opened: Mapping[str, Opened]) -> list[Mask]:
-        """One keystream with every peer: the lesser id adds it, the greater subtracts it."""
-        assert state.key is not None  # noqa: S101  # our invariant: the key lives until READY
-        binding = Binding(
+    def _deal(self, state: _Round, graph: Graph) -> bytes:
+        """Stage 3: shares of both secrets, for each neighbour a box."""
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        state.graph = graph
+        with self._or_drop():
+            self._policy.verify_graph(state.number, graph, state.threshold)
+            seed, boxes = state.secrets.deal(
+                graph,
+                state.threshold,
+                {name: public_keys(state.adverts[name]) for name in graph.holders(self.name)},
+                self._binding(state),
+                state.offer.cipher,
+            )
+        state.adverts = {}
+        self._phase = ClientPhase.SHARED
+        return seal(self._identity, Shares(*self._header(state), roster=state.roster, seed=seed), boxes)[0]
+
+    def _binding(self, state: _Round) -> Binding:
+        return Binding(
             state.session, state.number, state.roster, state.statement.context, state.schema.digest
         )
-        length = CIPHER_KEY_BYTES[state.offer.cipher]
-        masks = []
-        for peer, advert in adverts_of(opened).items():
-            if peer == self.name:
-                continue
-            try:
-                key = state.key.pair_key(self.name, peer, advert.mask_key, binding, length)
-            except IdentityError as error:
-                raise RoundAborted(f"Round {state.number}: {peer!r}: {error}", [peer]) from None
-            masks.append(Mask(key, 1 if self.name < peer else -1))
-        return masks
 
+    def _header(self, state: _Round) -> tuple[bytes, int, str]:
+        return state.session, state.number, self.name
+
+    def _accept_delivery(self, state: _Round, message: Delivery, boxes: memoryview) -> None:
+        """Stage 3: the neighbours' shares; whose box opens is in this client's part of the sum (U2)."""
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        senders = from_bits(state.graph.neighbours(self.name), message.present)
+        if boxes.nbytes != len(senders) * box_bytes(state.offer.hybrid):
+            raise MessageError(
+                f"Refused the delivery of round {state.number}: expected {len(senders)} boxes of "
+                f"{box_bytes(state.offer.hybrid)} bytes, got {boxes.nbytes} bytes."
+            )
+        with self._or_drop():
+            if len(senders) + 1 < state.threshold:
+                raise CohortError(
+                    f"Round {state.number}: {len(senders) + 1} of this client's holders shared their "
+                    f"secrets, threshold is {state.threshold}; the sum could not be unmasked.",
+                    set(state.graph.neighbours(self.name)) - set(senders),
+                )
+            state.secrets.accept(senders, boxes)
+        self._phase = ClientPhase.READY
+
+    def _accept_survivors(self, state: _Round, message: Survivors) -> bytes:
+        """Stage 5: the one set of survivors that this client will ever sign in this round (U3)."""
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        survivors = from_bits(state.graph.names, message.survivors)
+        chosen, senders = frozenset(survivors), state.secrets.senders
+        near = chosen & frozenset(state.graph.holders(self.name))
+        with self._or_drop():
+            if self.name not in chosen:
+                raise RoundAborted(
+                    f"Round {state.number}: the server counts {self.name!r} as dropped; its vector came too "
+                    "late. The next round is open to it."
+                )
+            if strangers := near - senders:
+                raise RoundAborted(
+                    f"Round {state.number}: the server counts {sorted(strangers)} as survivors, whose shares "
+                    "it never delivered to this client.",
+                    strangers,
+                )
+            if len(near) < state.threshold:
+                raise CohortError(
+                    f"Round {state.number}: {len(near)} of this client's holders survived, threshold is "
+                    f"{state.threshold}.",
+                    senders - near,
+                )
+            self._policy.verify_survivors(
+                state.number, len(survivors), len(state.graph.names), state.offer.min_clients
+            )
+        state.survivors = survivors
+        state.agreed = hash_survivors(state.roster, message.survivors)
+        self._phase = ClientPhase.SIGNED
+        signed = Consistency(*self._header(state), roster=state.roster, survivors=state.agreed)
+        return seal(self._identity, signed)[0]
+
+    def _accept_agreement(self, state: _Round, message: Agreement, signatures: memoryview) -> bytes:
+        """Stage 6: enough of this client's holders signed the same set; only then does a share leave."""
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        signers = from_bits(state.graph.holders(self.name), message.signers)
+        if signatures.nbytes != len(signers) * SIGNATURE_BYTES:
+            raise MessageError(
+                f"Refused the agreement of round {state.number}: expected {len(signers)} signatures, got "
+                f"{signatures.nbytes} bytes."
+            )
+        with self._or_drop():
+            self._verify_agreement(state, signers, signatures)
+        shares = state.secrets.unmask(frozenset(state.survivors))
+        header = Unmask(*self._header(state), roster=state.roster, survivors=state.agreed)
+        self._drop()
+        return seal(self._identity, header, shares)[0]
+
+    def _verify_agreement(self, state: _Round, signers: tuple[str, ...], signatures: memoryview) -> None:
+        where = f"Round {state.number}"
+        if len(signers) < state.threshold:
+            raise CohortError(
+                f"{where}: {len(signers)} of this client's holders agreed on the survivors, threshold is "
+                f"{state.threshold}.",
+                set(state.graph.holders(self.name)) & set(state.survivors) - set(signers),
+            )
+        if outside := set(signers) - set(state.survivors):
+            raise RoundAborted(f"{where}: {sorted(outside)} signed, but are no survivors.", outside)
+        for place, signer in enumerate(signers):
+            signature = bytes(signatures[place * SIGNATURE_BYTES : (place + 1) * SIGNATURE_BYTES])
+            expected = Consistency(
+                state.session, state.number, signer, roster=state.roster, survivors=state.agreed
+            )
+            if not is_signed(expected, signature, self._roster.clients[signer]):
+                raise RoundAborted(
+                    f"{where}: {signer!r} did not sign the survivors that the server named to this client. "
+                    "The server showed clients different sets, or altered a signature.",
+                    [signer],
+                )
+
+    @one_at_a_time
     def prepare(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> dict[str, Any]:
         """Encode this client's values for `submit`, and say what the sum will hold of them.
 
@@ -347,7 +548,7 @@ class Client(Secret):
             EncodingError: If a value is missing or cannot be encoded; names the field.
         """
         state = self._round
-        if state is None:
+        if state is None or self._phase in (ClientPhase.SUBMITTED, ClientPhase.SIGNED):
             raise PhaseError(f"Expected a round under way to prepare, this client is {self._phase.value}.")
         words = state.encoding.encode(
             {**(values or {}), **fields}, self._rounding(state.session, state.number)
@@ -357,12 +558,13 @@ class Client(Secret):
         state.words = words
         return carried
 
+    @one_at_a_time
     def submit(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> bytes:
         """Encode, mask and sign this client's values: once per round, ever.
 
         Without values it sends those that were given to `prepare`. Values that cannot be encoded change
-        nothing: correct them and call again. Once a vector was masked the round is over for this client and
-        its keys are gone, even if the vector is never delivered.
+        nothing: correct them and call again. Once a vector was masked it can never be masked again, even if
+        the message is never delivered.
 
         Args:
             values: Values by field, for names that are no Python identifiers.
@@ -372,38 +574,98 @@ class Client(Secret):
             The message to send.
 
         Raises:
-            RoundReused: If the last round was already submitted and no other is open.
-            PhaseError: If no roster was accepted.
+            RoundReused: If this round, or the last one, was already submitted.
+            PhaseError: If no shares were delivered.
             EncodingError: If a value is missing or cannot be encoded; names the field.
         """
-        state = self._round
-        if state is None or state.masks is None:
-            if state is None and self._submitted is not None:
-                raise RoundReused(
-                    f"Round {self._submitted[1]} was already submitted; wait for the next offer."
-                )
-            raise PhaseError(f"Expected phase ready to submit, this client is {self._phase.value}.")
-        given = {**(values or {}), **fields}
+        state, given = self._ready(), {**(values or {}), **fields}
         if given or state.words is None:
             words = state.encoding.encode(given, self._rounding(state.session, state.number))
         else:
             words = state.words
-        masks = state.masks
-        self._submitted = (state.session, state.number)
-        self._drop()
-        masks.apply(words)
-        header = Masked(session=state.session, round=state.number, sender=self.name, roster=state.roster)
+        self._take_masks(state).apply(words)
+        return self._masked(state, 0, words)
+
+    @one_at_a_time
+    def submit_parts(self, values: Mapping[str, Any], *, part_words: int = 1 << 20) -> Iterator[bytes]:
+        """Do what `submit` does for a vector that does not fit in memory: in several messages, in order.
+
+        Values are encoded, masked and signed part by part; arrays may be `numpy.memmap`. Every value is
+        verified before the first part. The round's masks belong to this vector from then on: whoever stops
+        half-way has dropped out of the round.
+
+        Args:
+            values: Values by field, as `submit` takes them; they must not change until the last part.
+            part_words: Words of each part but the last; 8 bytes each.
+
+        Returns:
+            Iterator over the messages to send, in this order.
+
+        Raises:
+            RoundReused: As `submit` does.
+            PhaseError: As `submit` does; and from the iterator, if the client has moved on meanwhile.
+            EncodingError: As `submit` does.
+        """
+        state = self._ready()
+        words = state.encoding.stream(values, self._rounding(state.session, state.number), part_words)
+        return self._parts(state, words, self._take_masks(state).stream())
+
+    def _parts(self, state: _Round, parts: Iterator[Words], masks: MaskStream) -> Iterator[bytes]:
+        start = 0
+        try:
+            with masks:
+                for words in parts:
+                    if self._round is not state:
+                        raise PhaseError(f"Expected round {state.number} to send a part of, it is over.")
+                    masks.add(words)
+                    yield self._masked(state, start, words)
+                    start += words.size
+        except BaseException:
+            if self._round is state:
+                self._drop()
+            raise
+
+    def _masked(self, state: _Round, start: int, words: Words) -> bytes:
+        header = Masked(*self._header(state), roster=state.roster, start=start)
         return seal(self._identity, header, words.astype("<u8", copy=False))[0]
 
+    def _ready(self) -> _Round:
+        """The round that a vector may be masked for; there is one for one vector only."""
+        state = self._round
+        if state is None or self._phase is not ClientPhase.READY:
+            if self._submitted is not None and (state is None or self._submitted == self._header(state)[:2]):
+                raise RoundReused(
+                    f"Round {self._submitted[1]} was already submitted; wait for the next offer."
+                )
+            raise PhaseError(f"Expected phase ready to submit, this client is {self._phase.value}.")
+        return state
+
+    def _take_masks(self, state: _Round) -> Masks:
+        """From here on the round's masks belong to one vector, whatever becomes of it."""
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        self._submitted = (state.session, state.number)
+        self._phase, state.words = ClientPhase.SUBMITTED, None
+        return state.secrets.masks()
+
+    @one_at_a_time
     def abort(self) -> None:
         """Give up the round under way, if any: its keys are dropped, and it can never be used again."""
         self._drop()
 
     def _drop(self) -> None:
         if self._round is not None:
-            self._round.key = self._round.masks = self._round.words = None
+            self._round.secrets = self._round.words = None
         self._round = None
         self._phase = ClientPhase.IDLE
+
+    @contextmanager
+    def _or_drop(self) -> Iterator[None]:
+        """Give the round up if what the block verifies does not hold."""
+        try:
+            yield
+        except BaseException:
+            self._drop()
+            raise
 
 
 def fresh_rounding(session: bytes, round: int) -> np.random.Generator:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
+from .ephemeral import PublicKeys
 from .errors import EncodingError, RoundAborted
 from .keys import hash_parts
 from .messages import MAX_DECLARED, Advert, Opened
 from .reductions import Declared, Public, Same
 from .schema import Schema
+
+MIN_BEACON: Final = 16
 
 
 def hash_context(session: bytes, round: int, context: bytes) -> bytes:
@@ -112,6 +116,23 @@ def hash_roster(offer: bytes, opened: Mapping[str, Opened]) -> bytes:
     return hash_parts("roster", offer, *(opened[name].digest for name in sorted(opened)))
 
 
+def bind_beacon(roster: bytes, beacon: bytes) -> bytes:
+    """The roster hash of a sparse round: bound to bytes that nobody knew when the roster was fixed."""
+    if not isinstance(beacon, (bytes, bytearray, memoryview)) or len(beacon) < MIN_BEACON:
+        raise ValueError(f"Expected a beacon of at least {MIN_BEACON} bytes.")
+    return hash_parts("beacon", roster, bytes(beacon))
+
+
+def hash_survivors(roster: bytes, survivors: bytes) -> bytes:
+    """Hash of a set of survivors, as the bits of the sorted roster."""
+    return hash_parts("survivors", roster, survivors)
+
+
+def public_keys(advert: Advert) -> PublicKeys:
+    """The ephemeral keys that an advert states."""
+    return PublicKeys(advert.mask_key, advert.transport_key, advert.mask_kem, advert.transport_kem)
+
+
 def verify_alike(
     number: int, schema: Schema, adverts: Mapping[str, Advert], mine: Statement | None = None
 ) -> None:
@@ -128,8 +149,11 @@ def verify_alike(
         )
     owners: dict[bytes, str] = {}
     for name, advert in adverts.items():
-        if (other := owners.setdefault(advert.mask_key, name)) != name:
-            raise RoundAborted(f"Round {number}: {other!r} and {name!r} share one key.", [other, name])
+        for key in public_keys(advert).parts():
+            if key in owners:
+                other = owners[key]
+                raise RoundAborted(f"Round {number}: {other!r} and {name!r} share one key.", {other, name})
+            owners[key] = name
 
 
 def _most_common(hashes: Iterable[bytes]) -> bytes | None:

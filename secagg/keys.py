@@ -1,4 +1,4 @@
-"""Keys: long-lived identities that sign, a pinned roster, and one round's ephemeral keys that derive masks.
+"""Keys: long-lived identities that sign, the pinned roster of their public halves, and how keys are derived.
 
 Nothing is trusted on first use: a party knows the others' public keys before the first message. Secrets have
 no repr, refuse to be pickled or copied, and never enter an error.
@@ -20,12 +20,11 @@ from typing import Any, Final, NoReturn
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .errors import IdentityError
 
-PROTOCOL: Final = b"secagg/1"
+PROTOCOL: Final = b"secagg/2"
 KEY_BYTES: Final = 32
 MAX_ID: Final = 128
 
@@ -248,86 +247,3 @@ class Roster:
     def load(cls, path: str | Path) -> Roster:
         """Read a file that `save` wrote."""
         return cls.from_json(Path(path).read_text("utf-8"))
-
-
-@dataclass(frozen=True)
-class Binding:
-    """What every key of a round is bound to: a key derived under one binding is useless under another.
-
-    Attributes:
-        session: 16 random bytes that the server drew for a run.
-        round: Number of the round in the session.
-        roster: Hash of the offer and of all signed adverts.
-        context: Hash of the application bytes that all hold alike (the model).
-        config: Digest of the round's schema.
-    """
-
-    session: bytes
-    round: int
-    roster: bytes
-    context: bytes
-    config: bytes
-
-    def info(self, purpose: str, names: tuple[str, str], publics: tuple[bytes, bytes]) -> bytes:
-        """HKDF info: version, purpose, round, both parties in the order given, roster, context, config."""
-        return length_prefixed(
-            PROTOCOL,
-            purpose.encode(),
-            self.session,
-            self.round.to_bytes(8, "little"),
-            *(name.encode() for name in names),
-            *publics,
-            self.roster,
-            self.context,
-            self.config,
-        )
-
-
-class RoundKey(Secret):
-    """One client's ephemeral X25519 key for one round; from it and a peer's public key come pair secrets.
-
-    Guarantees:
-        - Both sides of a pair derive the same key, and under any other binding another one.
-        - A peer's key that would give a predictable secret (low order) is refused.
-    """
-
-    __slots__ = ("_private", "public")
-
-    def __init__(self) -> None:
-        self._private = X25519PrivateKey.generate()
-        self.public: bytes = self._private.public_key().public_bytes_raw()
-
-    def pair_key(self, name: str, peer: str, peer_public: bytes, binding: Binding, length: int) -> bytes:
-        """Key of the mask that `name` (this client) and `peer` share, the same on both sides.
-
-        Args:
-            name: Id of this client.
-            peer: Id of the other.
-            peer_public: The other's ephemeral public key, 32 bytes.
-            binding: The round.
-            length: Bytes wanted.
-
-        Returns:
-            The key, secret.
-
-        Raises:
-            IdentityError: If `peer_public` gives no usable secret.
-        """
-        shared = exchange(self._private, peer_public)
-        # Sorted by id, so that both sides derive the same.
-        (first, first_public), (second, second_public) = sorted([(name, self.public), (peer, peer_public)])
-        info = binding.info("pair mask", (first, second), (first_public, second_public))
-        return hkdf(shared, info, length)
-
-
-def exchange(private: X25519PrivateKey, public: bytes) -> bytes:
-    """X25519 (RFC 7748); raises IdentityError where the secret would be all zeros."""
-    try:
-        return private.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError:
-        raise IdentityError("The peer's ephemeral key has low order and gives no secret.") from None
-
-
-def verify_ephemeral(public: bytes) -> None:
-    """Raise IdentityError for an ephemeral public key of low order, without holding a key of the round."""
-    exchange(X25519PrivateKey.generate(), public)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
-from .errors import PolicyError
+from .errors import CohortError, PolicyError
+from .graph import Graph, is_crowd, is_exclusive, privacy_bound, smallest_sum
 from .masks import CIPHER_KEY_BYTES, CipherName
-from .messages import Offer
+from .messages import MAX_CLIENTS, Offer
 
-MAX_CLIENTS = 2**16
+PRIVACY: Final = 2.0**-40
+"""Largest probability with which the neighbourhoods of a sparse graph may fail a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +23,18 @@ class Policy:
     that collude (or one and the server) are enough; that takes the explicit consent `allow_three`.
 
     Args:
-        min_clients: Smallest cohort to take part in.
-        threshold_fraction: Smallest fraction of the cohort that must survive for a sum to be released.
+        min_clients: Smallest cohort to take part in, and fewest survivors that a sum may be over.
+        threshold_fraction: Smallest fraction of a client's holders (of the cohort, where the graph is
+            complete) whose shares give its secrets back; so many must survive for a sum to be released.
         max_clients: Largest cohort: a limit on work and on the width of lanes.
         allow_three: Consent to `min_clients=3`.
         cipher: Weakest mask cipher: AES-128 (128-bit security) or AES-256.
+        colluders: Clients that may collude with the server without anybody else's value being learnt: a
+            number, or a fraction of the cohort (rounded down). The server chooses whom it asks: a fraction
+            trusts it not to gather the colluders in a small cohort, a number does not.
+        sparse: Consent to a graph in which each client has few neighbours. Only for callers who can fetch a
+            public beacon after the roster was fixed (`Client.draw_graph`).
+        hybrid: Insist on keys that X25519 and ML-KEM-768 protect together.
 
     Raises:
         PolicyError: If the policy would protect nobody.
@@ -40,6 +51,9 @@ class Policy:
     max_clients: int = MAX_CLIENTS
     allow_three: bool = False
     cipher: CipherName = "AES-128"
+    colluders: float = 0.2
+    sparse: bool = False
+    hybrid: bool = False
 
     def __post_init__(self) -> None:
         """Refuse limits that protect nobody or contradict each other."""
@@ -63,6 +77,18 @@ class Policy:
             raise PolicyError(f"Expected threshold_fraction in (0.5, 1], got {self.threshold_fraction}.")
         if self.cipher not in CIPHER_KEY_BYTES:
             raise PolicyError(f"Expected cipher in {sorted(CIPHER_KEY_BYTES)}, got {self.cipher!r}.")
+        if isinstance(self.colluders, bool) or not 0 <= self.colluders < math.inf:
+            raise PolicyError(
+                f"Expected colluders as a number of clients or a fraction below 1, got {self.colluders}."
+            )
+        if self.colluders != int(self.colluders) and self.colluders > 1:
+            raise PolicyError(f"Expected a whole number of colluders, got {self.colluders}.")
+
+    def colluding(self, size: int) -> int:
+        """How many of `size` clients may collude: the number, or the fraction of them, rounded down."""
+        if isinstance(self.colluders, float) and self.colluders < 1:
+            return math.floor(self.colluders * size + 1e-9)
+        return int(self.colluders)
 
     def verify_offer(self, offer: Offer) -> None:
         """Raise PolicyError, with all reasons, if `offer` is weaker than this policy."""
@@ -78,6 +104,10 @@ class Policy:
             weaker.append(f"capacity={offer.capacity}, at most {self.max_clients} clients wanted")
         if offer.capacity < self.min_clients:
             weaker.append(f"capacity={offer.capacity}, at least {self.min_clients} clients wanted")
+        if offer.degree and not self.sparse:
+            weaker.append(f"degree={offer.degree}, a complete graph wanted (this caller has no beacon)")
+        if self.hybrid and not offer.hybrid:
+            weaker.append("hybrid=False, X25519 with ML-KEM-768 wanted")
         if CIPHER_KEY_BYTES[offer.cipher] < CIPHER_KEY_BYTES[self.cipher]:
             weaker.append(f"cipher={offer.cipher}, at least {self.cipher} wanted")
         if weaker:
@@ -86,10 +116,56 @@ class Policy:
                 f"{'; '.join(weaker)}. Change the server's policy, or this client's if its owner agrees."
             )
 
-    def verify_cohort(self, round: int, size: int) -> None:
-        """Raise PolicyError if a roster of `size` clients is smaller or larger than this policy allows."""
-        if not self.min_clients <= size <= self.max_clients:
+    def verify_cohort(self, round: int, size: int, promised: int = 0) -> None:
+        """Raise PolicyError if a roster of `size` clients is not one that policy and offer allow."""
+        fewest = max(self.min_clients, promised)
+        if not fewest <= size <= self.max_clients:
             raise PolicyError(
-                f"Round {round}: expected a roster of {self.min_clients}..{self.max_clients} clients, got "
-                f"{size}."
+                f"Round {round}: expected a roster of {fewest}..{self.max_clients} clients, got {size}."
+            )
+
+    def verify_graph(self, round: int, graph: Graph, threshold: int) -> None:
+        """Raise PolicyError unless shares are safe from as many colluders as this policy names.
+
+        Each holder gives one share of a peer, a colluder both: with h holders and c colluders among them a
+        server that tells clients different sets of survivors gets h + c shares of the two secrets, and
+        needs 2t.
+        """
+        size = len(graph.names)
+        colluders = self.colluding(size)
+        if not graph.degree:
+            if not is_exclusive(size, threshold, colluders):
+                raise PolicyError(
+                    f"Round {round}: expected 2 * threshold > clients + colluders, got threshold={threshold} "
+                    f"of {size} clients and colluders={colluders}: they and the server could learn a "
+                    "client's value. Raise threshold_fraction, or lower colluders."
+                )
+            return
+        bound = privacy_bound(size, graph.degree, threshold, colluders=colluders / size)
+        if not bound <= PRIVACY:
+            raise PolicyError(
+                f"Round {round}: expected a graph that fails with probability <= 2^-40, got 2^"
+                f"{math.log2(bound):.1f} with degree={graph.degree}, threshold={threshold}, {size} clients "
+                f"and colluders={colluders}. Ask for the degree that secagg.graph.plan gives."
+            )
+        smallest = smallest_sum(size, graph.degree, threshold, colluders / size)
+        if smallest < self.min_clients:
+            raise PolicyError(
+                f"Round {round}: expected sums over at least min_clients={self.min_clients} honest clients, "
+                f"a graph with degree={graph.degree} and threshold={threshold} guarantees {smallest}."
+            )
+
+    def verify_survivors(self, round: int, survivors: int, size: int, promised: int = 0) -> None:
+        """Raise CohortError if a sum over `survivors` of `size` clients would tell too much.
+
+        `promised` is the offer's min_clients. Everybody holds the server to it: whoever has a stricter policy
+        than the others has seen the offer, but need not be asked about the survivors.
+        """
+        colluders = self.colluding(size)
+        fewest = max(self.min_clients, promised, colluders + 2)
+        if survivors < fewest or not is_crowd(survivors, colluders):
+            raise CohortError(
+                f"Round {round} has {survivors} survivors of {size} clients, expected at least {fewest} "
+                f"(min_clients={max(self.min_clients, promised)}, colluders={colluders} and two more). "
+                "Nothing is released."
             )

@@ -1,29 +1,49 @@
 """Server: the state machine that opens rounds, adds masked vectors up, and decodes their sum.
 
-    stage           call                    comes in, goes out              phase after
-    0 offer         open(round)             → Offer, to all clients         ADVERTS
-    1 advertise     receive(bytes)          ← Advert, one a client          ADVERTS
-    2 roster        close_adverts()         → RosterMessage, to all         VECTORS
-    4 vector        receive(bytes)          ← Masked, one a client          VECTORS
-                    result()                                                IDLE
+    stage           call                    comes in, goes out                      phase after
+    0 offer         open(round)             → Offer, to all clients                 ADVERTS
+    1 advertise     receive(bytes)          ← Advert, one a client                  ADVERTS
+    2 roster        advance()               → RosterMessage, to who advertised      SHARES (sparse: BEACON)
+                    draw_graph(beacon)      (sparse graph only)                     SHARES
+    3 shares        receive(bytes)          ← Shares, one a client                  SHARES
+                    advance()               → Delivery, to each its own             VECTORS
+    4 vector        receive(bytes)          ← Masked, one a client                  VECTORS
+                    advance()               → Survivors, to whose vector came       CONSISTENCY
+    5 consistency   receive(bytes)          ← Consistency, one a survivor           CONSISTENCY
+                    advance()               → Agreement, to each its own            UNMASKING
+    6 unmask        receive(bytes)          ← Unmask, one a survivor                UNMASKING
+                    result()                                                        IDLE
 
-Stages 3 (shares), 5 (consistency) and 6 (unmask), which recover from dropouts, come between: 3 after the
-roster, 5 and 6 before `result`, which until then needs the vector of every client of the roster. It keeps one
-running sum, never a client's vector.
+`advance` may be called when nobody is missing or waiting has become pointless: who has not answered by then
+has dropped, and an answer that comes later is refused. It keeps one running sum, never a client's vector.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from bisect import bisect_left
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .cohort import Statement, adverts_of, hash_context, hash_roster, verify_alike
+from .cohort import (
+    Statement,
+    adverts_of,
+    bind_beacon,
+    hash_context,
+    hash_roster,
+    hash_survivors,
+    public_keys,
+    verify_alike,
+)
 from .encoding import Encoding, Words
+from .ephemeral import Binding
 from .errors import (
     CohortError,
     EncodingError,
@@ -34,25 +54,35 @@ from .errors import (
     RoundAborted,
     RoundReused,
 )
-from .keys import Identity, Roster, hash_parts, verify_ephemeral
+from .graph import COMPLETE_UP_TO, Graph, draw, threshold
+from .guard import Guard, one_at_a_time
+from .keys import Identity, Roster, hash_parts
 from .messages import (
     MAX_ADVERT_BYTES,
     MAX_ROUND,
     Advert,
+    Agreement,
+    Consistency,
+    Delivery,
     Masked,
     Message,
     Offer,
     Opened,
     RosterMessage,
+    Shares,
+    Survivors,
+    Unmask,
     open_sealed,
     seal,
+    signature_of,
+    to_bits,
 )
 from .policy import Policy
 from .reductions import Declared
 from .schema import Schema
-
-# Every client of the roster must survive until stages 3, 5 and 6 recover dropouts.
-THRESHOLD_FRACTION = 1.0
+from .sharing import box_bytes
+from .spool import Spool
+from .unmasking import Unmasking
 
 
 class ServerPhase(Enum):
@@ -60,7 +90,11 @@ class ServerPhase(Enum):
 
     IDLE = "idle"
     ADVERTS = "collecting adverts"
+    BEACON = "waiting for the beacon"
+    SHARES = "collecting shares"
     VECTORS = "collecting masked vectors"
+    CONSISTENCY = "collecting signatures of the survivors"
+    UNMASKING = "collecting shares to unmask"
 
 
 @dataclass(frozen=True)
@@ -71,15 +105,20 @@ class Result:
         round: Number of the round.
         values: Reduced values by masked field: float64 or int64 arrays, Python numbers for scalars.
         survivors: Ids of the clients in the sum, sorted.
+        dropped: Ids of the clients that advertised and are not in the sum, sorted.
+        faulty: Ids of clients whose shares were wrong, sorted; the sum is right in spite of them. (Or the
+            clients whose secrets these were dealt them wrong ones: nobody can tell the two apart.)
         clipped: Values that were clipped, over all clients, by real-valued field.
         bounds: Next bounds by adaptive field; the server's next offer proposes them.
         public: Values of `public` fields, by field and client.
-        transcript: Hash of the offer, all adverts and all masked vectors.
+        transcript: Hash of the offer, all adverts, the survivors and their masked vectors.
     """
 
     round: int
     values: dict[str, Any]
     survivors: tuple[str, ...]
+    dropped: tuple[str, ...]
+    faulty: tuple[str, ...]
     clipped: dict[str, int]
     bounds: dict[str, float]
     public: dict[str, dict[str, Declared]]
@@ -88,26 +127,56 @@ class Result:
 
 @dataclass(slots=True)
 class _Round:
-    number: int
+    """All that the server knows of the round under way."""
+
+    offer: Offer
+    offer_digest: bytes
     context: bytes
     schema: Schema
     encoding: Encoding
-    offer_digest: bytes
-    adverts: dict[str, Opened]
-    sealed: dict[str, bytes]
-    roster: bytes
-    total: Words
-    vectors: dict[str, bytes]
+    adverts: dict[str, Opened] = field(default_factory=dict)
+    sealed: dict[str, bytes] = field(default_factory=dict)
+    roster: bytes = b""
+    graph: Graph = field(default_factory=lambda: Graph.complete([]))
+    boxes: dict[str, memoryview] = field(default_factory=dict)
+    seeds: dict[str, bytes] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
+    total: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
+    spools: dict[str, Spool] = field(default_factory=dict)
+    vectors: dict[str, bytes] = field(default_factory=dict)
+    survivors: bytes = b""
+    agreed: bytes = b""
+    signatures: dict[str, bytes] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
+    unmasking: Unmasking | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the round."""
+        return self.offer.round
+
+    def forget_parts(self) -> None:
+        """Let vectors go that did not come whole."""
+        for spool in self.spools.values():
+            spool.close()
+        self.spools = {}
+
+    @property
+    def threshold(self) -> int:
+        """Shares that give a secret back; the same for everybody, since all have as many holders."""
+        holders = self.graph.degree + 1 if self.graph.degree else len(self.graph.names)
+        return threshold(self.offer.threshold_fraction, holders)
 
 
 class Server:
     """The party that adds masked vectors up; trusted with nothing but the declared sums.
 
     Guarantees:
-        - `result` is the sum of exactly the clients of the roster, or an error; with honest parties it is
-          exact (the zero lane and the count lane say so).
+        - `result` is the sum of exactly the survivors, or an error; with honest parties and whatever drops,
+          delays and losses it is exact (the zero lane and the count lane say so).
         - A message that is refused changes no state.
-        - Memory is one running sum and one message, whatever the number of clients.
+        - Memory is one running sum, one message, and what is short of each client: its adverts, its boxes
+          until they are delivered, its shares; never its vector.
 
     Args:
         identity: The server's signing key; its public key must be the one that `roster` names.
@@ -115,6 +184,11 @@ class Server:
         schema: The fields, with the bounds of the next round where they adapt (`Schema.with_bounds`).
         policy: Limits of the rounds to open.
         session: 16 bytes that name the run; drawn afresh by default. Give the old ones to go on after a stop.
+        degree: Neighbours of a client in cohorts of more than 32, even, with a beacon (`draw_graph`), as
+            `secagg.graph.plan` gives it; 0 makes all the others neighbours.
+        scratch: Folder for what does not fit in memory: the running sum, and vectors that come in parts until
+            they are whole (masked both). By default the sum is in memory, and parts are with the system's
+            temporary files.
 
     Raises:
         IdentityError: If `identity` is not the server of `roster`.
@@ -123,7 +197,8 @@ class Server:
         SchemaError: If a lane would need more than 64 bits for that many clients.
 
     Example:
-        >>> from secagg import Client, Identity, MemoryRegister, Policy, Roster, Schema, averaged, counted
+        >>> from secagg import Client, ClientPhase, Identity, MemoryRegister, Roster, Schema
+        >>> from secagg import averaged, counted
         >>> schema = Schema(update=averaged(1.0, weight="n", shape=(2,)), n=counted())
         >>> people = [Identity.generate(f"c{i}") for i in range(5)]
         >>> boss = Identity.generate("server")
@@ -131,12 +206,18 @@ class Server:
         >>> server = Server(boss, roster, schema)
         >>> clients = [Client(p, roster, schema, register=MemoryRegister()) for p in people]
         >>> offer = server.open(1)
-        >>> for client in clients:
-        ...     _ = server.receive(client.receive(offer))
-        >>> everyone = server.close_adverts()
-        >>> for client in clients:
-        ...     client.receive(everyone)
-        ...     _ = server.receive(client.submit(update=[1.0, -1.0], n=10))
+        >>> answers = [client.receive(offer) for client in clients]
+        >>> while server.phase is not ServerPhase.UNMASKING:
+        ...     for answer in answers:
+        ...         _ = server.receive(answer)
+        ...     messages, answers = server.advance(), []
+        ...     for client in clients:
+        ...         answer = client.receive(messages[client.name])
+        ...         if client.phase is ClientPhase.READY:
+        ...             answer = client.submit(update=[1.0, -1.0], n=10)
+        ...         answers.append(answer)
+        >>> for answer in answers:
+        ...     _ = server.receive(answer)
         >>> result = server.result()
         >>> result.values["update"].tolist(), result.values["n"]
         ([1.0, -1.0], 50)
@@ -150,9 +231,12 @@ class Server:
         *,
         policy: Policy | None = None,
         session: bytes | None = None,
+        degree: int = 0,
+        scratch: str | Path | None = None,
     ) -> None:
         if identity.public_key != roster.server:
             raise IdentityError("Expected the identity of the roster's server, got another.")
+        self._guard = Guard()
         self._identity = identity
         self._roster = roster
         self._schema = schema
@@ -167,6 +251,10 @@ class Server:
                 f"policy says, got {size}. Find more clients, or lower min_clients where all of them agree."
             )
         Encoding(schema, size)  # Overflow shows now, not when a round opens.
+        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0 or degree % 2:
+            raise ValueError(f"Expected degree to be an even number of neighbours, or 0, got {degree!r}.")
+        self._degree = degree
+        self._scratch = None if scratch is None else Path(scratch)
         self._last = -1
         self._round: _Round | None = None
         self._phase = ServerPhase.IDLE
@@ -193,12 +281,45 @@ class Server:
     @property
     def missing(self) -> tuple[str, ...]:
         """Clients that are still to be heard in this phase, sorted."""
-        if self._round is None:
-            return ()
-        if self._phase is ServerPhase.ADVERTS:
-            return tuple(sorted(self._roster.clients.keys() - self._round.adverts.keys()))
-        return tuple(sorted(self._round.adverts.keys() - self._round.vectors.keys()))
+        state = self._round
+        match self._phase:
+            case _ if state is None:
+                return ()
+            case ServerPhase.ADVERTS:
+                return tuple(sorted(self._roster.clients.keys() - state.adverts.keys()))
+            case ServerPhase.SHARES:
+                return tuple(sorted(state.adverts.keys() - state.boxes.keys()))
+            case ServerPhase.VECTORS:
+                return tuple(sorted(state.shared - state.vectors.keys()))
+            case ServerPhase.CONSISTENCY:
+                return tuple(sorted(state.vectors.keys() - state.signatures.keys()))
+            case ServerPhase.UNMASKING if state.unmasking is not None:
+                return tuple(sorted(state.asked - state.unmasking.answered))
+            case _:
+                return ()
 
+    @property
+    def enough(self) -> bool:
+        """Whether this stage can end well now, although somebody may still be missing."""
+        state = self._round
+        if state is None or self._phase is ServerPhase.BEACON:
+            return False
+        if state.unmasking is not None:
+            return not state.unmasking.lacking()
+        heard: dict[ServerPhase, Mapping[str, Any]] = {
+            ServerPhase.ADVERTS: state.adverts,
+            ServerPhase.SHARES: state.boxes,
+            ServerPhase.VECTORS: state.vectors,
+            ServerPhase.CONSISTENCY: state.signatures,
+        }
+        return len(heard[self._phase]) >= self._fewest(state)
+
+    def _fewest(self, state: _Round) -> int:
+        """Fewest clients that a stage must leave."""
+        size = len(state.graph.names)
+        return max(self._policy.min_clients, state.threshold if size and not state.graph.degree else 0)
+
+    @one_at_a_time
     def open(self, round: int, *, context: bytes = b"") -> bytes:
         """Open a round.
 
@@ -231,26 +352,24 @@ class Server:
             schema=self._schema.to_bytes(),
             capacity=capacity,
             min_clients=self._policy.min_clients,
-            threshold_fraction=THRESHOLD_FRACTION,
+            threshold_fraction=self._policy.threshold_fraction,
+            degree=self._degree,
             cipher=self._policy.cipher,
+            hybrid=self._policy.hybrid,
         )
         sealed, digest = seal(self._identity, offer)
         self._round = _Round(
-            number=round,
+            offer=offer,
+            offer_digest=digest,
             context=hash_context(self._session, round, bytes(context)),
             schema=self._schema,
             encoding=Encoding(self._schema, capacity),
-            offer_digest=digest,
-            adverts={},
-            sealed={},
-            roster=b"",
-            total=np.zeros(0, np.uint64),
-            vectors={},
         )
         self._last = round
         self._phase = ServerPhase.ADVERTS
         return sealed
 
+    @one_at_a_time
     def receive(self, message: bytes, *, sender: str | None = None) -> str:
         """Take one message of a client.
 
@@ -269,9 +388,7 @@ class Server:
         state = self._round
         if state is None:
             raise MessageError("Refused a message: no round is open.")
-        kinds: tuple[type[Message], ...] = (Advert, Masked)
-        longest = max(MAX_ADVERT_BYTES, 8 * state.encoding.words + 2**12)
-        opened = open_sealed(message, kinds, self._roster.clients, longest)
+        opened = open_sealed(message, _FROM_CLIENTS, self._roster.clients, self._largest_message(state))
         header = opened.message
         name = header.sender
         if sender is not None and name != sender:
@@ -284,17 +401,54 @@ class Server:
             raise MessageError(
                 f"Refused a message of {name!r} for round {header.round}: round {state.number} is open.", name
             )
-        if isinstance(header, Advert) and self._phase is ServerPhase.ADVERTS:
-            self._take_advert(state, header, opened, bytes(message))
-        elif isinstance(header, Masked) and self._phase is ServerPhase.VECTORS:
-            self._take_vector(state, header, opened)
-        else:
-            raise MessageError(
-                f"Refused a message of {name!r} in round {state.number}: none of type "
-                f"{type(header).__name__} is expected while {self._phase.value}.",
-                name,
-            )
+        where = f"in round {state.number}"
+        match header, self._phase:
+            case Advert(), ServerPhase.ADVERTS:
+                self._take_advert(state, header, opened, bytes(message))
+            case Shares(), ServerPhase.SHARES:
+                self._verify_known(state, header, "shares", state.adverts, state.boxes)
+                self._take_shares(state, header, opened.tail)
+            case Masked(), ServerPhase.VECTORS:
+                self._verify_known(state, header, "vector", state.shared, state.vectors)
+                self._take_vector(state, header, opened)
+            case Consistency(), ServerPhase.CONSISTENCY:
+                self._verify_known(state, header, "signature", state.vectors, state.signatures)
+                self._take_signature(state, header, message)
+            case Unmask(), ServerPhase.UNMASKING if state.unmasking is not None:
+                self._verify_known(state, header, "shares", state.asked, state.unmasking.answered)
+                self._take_unmask(state, state.unmasking, header, opened.tail)
+            case _:
+                raise MessageError(
+                    f"Refused a message of {name!r} {where}: none of type {type(header).__name__} is "
+                    f"expected while {self._phase.value}.",
+                    name,
+                )
         return name
+
+    def _largest_message(self, state: _Round) -> int:
+        match self._phase:
+            case ServerPhase.SHARES:
+                tail = box_bytes(state.offer.hybrid) * len(state.graph.names)
+            case ServerPhase.UNMASKING:
+                tail = 36 * len(state.graph.names)
+            case ServerPhase.VECTORS:
+                tail = 8 * state.encoding.words
+            case _:
+                tail = 0
+        return max(MAX_ADVERT_BYTES, tail + 2**12)
+
+    def _verify_known(
+        self, state: _Round, header: Any, what: str, senders: Container[str], heard: Container[str]
+    ) -> None:
+        """What stages 3 to 6 share: one message a client of this round, about this roster."""
+        name = header.sender
+        where = f"Refused the {what} of {name!r} in round {state.number}"
+        if name not in senders:
+            raise MessageError(f"{where}: it is not, or no longer, in this round.", name)
+        if name in heard:
+            raise MessageError(f"{where}: it sent one before.", name)
+        if header.roster != state.roster:
+            raise MessageError(f"{where}: it is for another roster or beacon.", name)
 
     def _take_advert(self, state: _Round, advert: Advert, opened: Opened, sealed: bytes) -> None:
         """Stage 1."""
@@ -307,100 +461,282 @@ class Server:
         if not Statement.of(advert).fits(state.schema):
             raise MessageError(f"{where}: it does not declare the fields of the schema.", name)
         try:
-            verify_ephemeral(advert.mask_key)
+            public_keys(advert).verify(state.offer.hybrid)
         except IdentityError as error:
             raise MessageError(f"{where}: {error}", name) from None
         # Without its tail-less view of the caller's buffer: only the header is needed on.
         state.adverts[name] = Opened(opened.message, memoryview(b""), opened.digest)
         state.sealed[name] = sealed
 
-    def close_adverts(self) -> bytes:
-        """End the first stage: whoever advertised is the cohort.
+    @one_at_a_time
+    def advance(self) -> dict[str, bytes]:
+        """End the stage under way and begin the next: who has not answered has dropped.
 
         Returns:
-            The roster message, to be sent to every client of the cohort.
+            The messages to send, by client.
 
         Raises:
-            PhaseError: If no adverts are being collected.
-            CohortError: If fewer advertised than the policy wants; the round is over, `.blame` names who did
-                not.
+            PhaseError: If nothing is being collected, or only `draw_graph` or `result` can follow.
+            CohortError: If too few answered; the round is over, `.blame` names who did not.
             RoundAborted: If clients differ from the server or among themselves where all must be alike; the
                 round is over, `.blame` names them.
         """
-        state = self._expect(ServerPhase.ADVERTS, "close_adverts")
-        if len(state.adverts) < self._policy.min_clients:
+        state, phase = self._round, self._phase
+        ends = {
+            ServerPhase.ADVERTS: self._end_adverts,
+            ServerPhase.SHARES: self._end_shares,
+            ServerPhase.VECTORS: self._end_vectors,
+            ServerPhase.CONSISTENCY: self._end_consistency,
+        }
+        if state is None or phase not in ends:
+            raise PhaseError(
+                f"Expected a stage that advance() can end, this server is {phase.value!r}. Call "
+                "draw_graph() with the beacon, result(), or open()."
+            )
+        try:
+            return ends[phase](state)
+        except RoundAborted:
+            self._drop()
+            raise
+
+    def _verify_left(self, state: _Round, left: Collection[str], stage: str) -> None:
+        fewest = self._fewest(state)
+        if len(left) < fewest:
             missing = self.missing
-            self.abort()
+            rule = f"min_clients={self._policy.min_clients}"
+            rule += f", threshold={state.threshold}" if state.graph.names else ""
             raise CohortError(
-                f"Round {state.number} has {len(state.adverts)} clients, min_clients is "
-                f"{self._policy.min_clients}. Missing: {list(missing)}. Open the next round when more are "
-                "there.",
+                f"Round {state.number} has {len(left)} clients after {stage}, expected at least {fewest} "
+                f"({rule}). Missing: {list(missing)}. Open the next round when more are there.",
                 missing,
             )
+
+    def _end_adverts(self, state: _Round) -> dict[str, bytes]:
+        """Stage 2: whoever advertised is the cohort."""
+        self._verify_left(state, state.adverts, "advertising")
         adverts = adverts_of(state.adverts)
-        try:
-            if wrong := [name for name, advert in adverts.items() if advert.context != state.context]:
-                raise RoundAborted(
-                    f"Round {state.number}: {wrong} hold another context than the server. Send them the "
-                    "server's, and open the next round.",
-                    wrong,
-                )
-            verify_alike(state.number, state.schema, adverts)
-        except RoundAborted:
-            self.abort()
-            raise
+        if wrong := [name for name, advert in adverts.items() if advert.context != state.context]:
+            raise RoundAborted(
+                f"Round {state.number}: {wrong} hold another context than the server. Send them the "
+                "server's, and open the next round.",
+                wrong,
+            )
+        verify_alike(state.number, state.schema, adverts)
         state.roster = hash_roster(state.offer_digest, state.adverts)
-        state.total = np.zeros(state.encoding.words, np.uint64)
         message = RosterMessage(
-            session=self._session,
-            round=state.number,
-            sender="",
-            adverts=[state.sealed[name] for name in sorted(state.sealed)],
+            *self._header(state), adverts=[state.sealed[name] for name in sorted(state.sealed)]
         )
+        state.sealed = {}
+        if state.offer.degree and len(adverts) > COMPLETE_UP_TO:
+            self._phase = ServerPhase.BEACON
+        else:
+            self._begin_shares(state, Graph.complete(adverts))
+        return dict.fromkeys(adverts, seal(self._identity, message)[0])
+
+    @one_at_a_time
+    def draw_graph(self, beacon: bytes) -> None:
+        """Draw a sparse graph's neighbourhoods; the same bytes as every client's caller hands in.
+
+        Raises:
+            PhaseError: If no roster waits for a beacon.
+            ValueError: If the beacon has fewer than 16 bytes.
+            PolicyError: If the graph is weaker than this server's policy.
+        """
+        state = self._expect(ServerPhase.BEACON, "draw_graph")
+        roster = bind_beacon(state.roster, beacon)
+        graph = draw(state.adverts, state.offer.degree, roster)
+        state.roster = roster
+        self._begin_shares(state, graph)
+
+    def _begin_shares(self, state: _Round, graph: Graph) -> None:
+        state.graph = graph
+        self._policy.verify_graph(state.number, graph, state.threshold)
+        self._phase = ServerPhase.SHARES
+
+    def _header(self, state: _Round) -> tuple[bytes, int, str]:
+        return self._session, state.number, ""
+
+    def _take_shares(self, state: _Round, shares: Shares, boxes: memoryview) -> None:
+        """Stage 3: boxes that this server cannot open."""
+        name = shares.sender
+        neighbours = len(state.graph.holders(name)) - 1
+        if boxes.nbytes != neighbours * box_bytes(state.offer.hybrid):
+            raise MessageError(
+                f"Refused the shares of {name!r} in round {state.number}: expected {neighbours} boxes, got "
+                f"{boxes.nbytes} bytes.",
+                name,
+            )
+        state.boxes[name] = memoryview(bytes(boxes))
+        state.seeds[name] = shares.seed
+
+    def _end_shares(self, state: _Round) -> dict[str, bytes]:
+        """Stage 3: to each client the boxes that its neighbours sealed for it."""
+        self._verify_left(state, state.boxes, "sharing")
+        state.shared = frozenset(state.boxes)
+        delivered = {}
+        for name in sorted(state.shared):
+            neighbours = state.graph.neighbours(name)
+            senders = [peer for peer in neighbours if peer in state.shared]
+            message = Delivery(
+                *self._header(state), roster=state.roster, present=to_bits(neighbours, senders)
+            )
+            boxes = b"".join(self._box(state, peer, name) for peer in senders)
+            delivered[name] = seal(self._identity, message, boxes)[0]
+        if not state.offer.hybrid:  # A hybrid round's boxes also hold what unmasking needs.
+            state.boxes = {}
+        state.total = self._zeros(state.encoding.words)
         self._phase = ServerPhase.VECTORS
-        return seal(self._identity, message)[0]
+        return delivered
+
+    def _zeros(self, words: int) -> Words:
+        if self._scratch is None:
+            return np.zeros(words, np.uint64)
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
+            return np.memmap(file, np.uint64, "w+", shape=(words,))  # zeros; it outlives its name
+
+    def _box(self, state: _Round, sender: str, receiver: str) -> memoryview:
+        holders, size = state.graph.holders(sender), box_bytes(state.offer.hybrid)
+        place = bisect_left(holders, receiver)
+        place -= sender < receiver  # it sealed none for itself
+        return state.boxes[sender][place * size : (place + 1) * size]
 
     def _take_vector(self, state: _Round, masked: Masked, opened: Opened) -> None:
-        """Stage 4: into the running sum."""
-        name = masked.sender
-        where = f"Refused the vector of {name!r} in round {state.number}"
-        if name not in state.adverts:
-            raise MessageError(f"{where}: it is not in the roster of this round.", name)
-        if name in state.vectors:
-            raise MessageError(f"{where}: it sent one before.", name)
-        if masked.roster != state.roster:
-            raise MessageError(f"{where}: it was masked for another roster.", name)
-        if opened.tail.nbytes != 8 * state.encoding.words:
+        """Stage 4: into the running sum, once the whole of it is there."""
+        name, size = masked.sender, opened.tail.nbytes
+        spool = state.spools.get(name)
+        start = 0 if spool is None else spool.words
+        if masked.start != start or size % 8 or not 0 < size <= 8 * (state.encoding.words - start):
             raise MessageError(
-                f"{where}: expected {state.encoding.words} words, got {opened.tail.nbytes} bytes.", name
+                f"Refused the vector of {name!r} in round {state.number}: expected words from {start} on, "
+                f"{state.encoding.words} in all, got {size} bytes from word {masked.start} on.",
+                name,
             )
-        np.add(state.total, np.frombuffer(opened.tail, "<u8"), out=state.total)
-        state.vectors[name] = opened.digest
+        if size == 8 * state.encoding.words:
+            np.add(state.total, np.frombuffer(opened.tail, "<u8"), out=state.total)
+            state.vectors[name] = opened.digest
+            return
+        if spool is None:
+            spool = Spool(self._scratch)
+        spool.append(opened.tail, opened.digest)
+        state.spools[name] = spool
+        if spool.words == state.encoding.words:
+            state.vectors[name] = spool.pour(state.total)
+            del state.spools[name]
 
-    def result(self) -> Result:
-        """End the round: check the sum, decode it, and adopt the next bounds of adaptive fields.
+    def _end_vectors(self, state: _Round) -> dict[str, bytes]:
+        """Stage 5: the survivors are those whose vectors came."""
+        self._verify_left(state, state.vectors, "submitting")
+        state.forget_parts()
+        survivors = frozenset(state.vectors)
+        self._policy.verify_survivors(
+            state.number, len(survivors), len(state.graph.names), state.offer.min_clients
+        )
+        if state.graph.degree:
+            self._verify_neighbourhoods(state, survivors)
+        state.survivors = to_bits(state.graph.names, survivors)
+        state.agreed = hash_survivors(state.roster, state.survivors)
+        message = Survivors(*self._header(state), roster=state.roster, survivors=state.survivors)
+        self._phase = ServerPhase.CONSISTENCY
+        return dict.fromkeys(sorted(survivors), seal(self._identity, message)[0])
 
-        Call it when `missing` is empty, or when waiting has become pointless.
+    def _verify_neighbourhoods(self, state: _Round, survivors: frozenset[str]) -> None:
+        """A survivor with too few surviving holders can never be unmasked."""
+        few = [n for n in survivors if len(survivors.intersection(state.graph.holders(n))) < state.threshold]
+        if few:
+            raise CohortError(
+                f"Round {state.number}: fewer than threshold={state.threshold} of the holders of "
+                f"{len(few)} clients survived, so their masks stay on. Open the next round.",
+                few,
+            )
+
+    def _take_signature(self, state: _Round, consistency: Consistency, message: bytes) -> None:
+        """Stage 5."""
+        name = consistency.sender
+        if consistency.survivors != state.agreed:
+            raise MessageError(
+                f"Refused the signature of {name!r} in round {state.number}: it is for another set of "
+                "survivors.",
+                name,
+            )
+        state.signatures[name] = signature_of(message)
+
+    def _end_consistency(self, state: _Round) -> dict[str, bytes]:
+        """Stage 6: to each signer the signatures of its neighbourhood."""
+        self._verify_left(state, state.signatures, "signing")
+        agreements = {}
+        for name in sorted(state.signatures):
+            holders = state.graph.holders(name)
+            signers = [peer for peer in holders if peer in state.signatures]
+            if len(signers) < state.threshold:
+                continue  # It could not go on.
+            message = Agreement(*self._header(state), roster=state.roster, signers=to_bits(holders, signers))
+            signatures = b"".join(state.signatures[peer] for peer in signers)
+            agreements[name] = seal(self._identity, message, signatures)[0]
+        state.asked = frozenset(agreements)
+        adverts = adverts_of(state.adverts)
+        state.unmasking = Unmasking(
+            state.graph,
+            state.threshold,
+            state.shared,
+            frozenset(state.vectors),
+            {name: public_keys(advert) for name, advert in adverts.items()},
+            state.seeds,
+            Binding(self._session, state.number, state.roster, state.context, state.schema.digest),
+            state.offer.cipher,
+            state.offer.hybrid,
+            lambda sender, receiver: bytes(self._box(state, sender, receiver)),
+        )
+        self._phase = ServerPhase.UNMASKING
+        return agreements
+
+    def _take_unmask(self, state: _Round, unmasking: Unmasking, unmask: Unmask, shares: memoryview) -> None:
+        """Stage 6: one share of each peer."""
+        name = unmask.sender
+        wrong = (
+            "they are for another set of survivors"
+            if unmask.survivors != state.agreed
+            else unmasking.take(name, shares)
+        )
+        if wrong:
+            raise MessageError(f"Refused the shares of {name!r} in round {state.number}: {wrong}.", name)
+
+    @one_at_a_time
+    def result(self, *, out: Mapping[str, NDArray[Any]] | None = None, threads: int = 1) -> Result:
+        """End the round: take the masks off, check the sum, decode it, and adopt the next adaptive bounds.
+
+        Call it when `enough` is true or waiting has become pointless.
+
+        Args:
+            out: Arrays that receive some fields' results (see `Encoding.decode`); for results that do not fit
+                in memory, `numpy.memmap`.
+            threads: Threads that take masks off.
 
         Returns:
             What the round released.
 
         Raises:
-            PhaseError: If no vectors are being collected.
-            RoundAborted: If a client of the roster is missing (`.blame` names it) or masks did not cancel;
+            PhaseError: If no shares to unmask are being collected.
+            CohortError: If too few shares came (`.blame` names who is missing); the round is over and nothing
+                of it is released.
+            RoundAborted: If shares do not give a secret back (`.blame` names whose), or masks did not cancel;
                 the round is over and nothing of it is released.
         """
-        state = self._expect(ServerPhase.VECTORS, "result")
-        missing, survivors = self.missing, tuple(sorted(state.vectors))
-        self.abort()  # Whatever happens below, no further vector can enter this sum.
-        if missing:
-            raise RoundAborted(
-                f"Round {state.number} lacks the vectors of {list(missing)}; its sum stays masked and "
-                "nothing is released. Open the next round.",
+        state = self._expect(ServerPhase.UNMASKING, "result")
+        unmasking, missing = state.unmasking, self.missing
+        assert unmasking is not None  # noqa: S101  # our invariant: made when the phase began
+        self._drop()  # Whatever happens below, nothing further can enter this sum.
+        if lacking := unmasking.lacking():
+            fewest = min(lacking.values())
+            raise CohortError(
+                f"Round {state.number} has {fewest} shares of a client's secret, threshold is "
+                f"{state.threshold}; its sum stays masked and nothing is released. Missing: {list(missing)}. "
+                "Open the next round.",
                 missing,
             )
+        unmasking.remove(state.total, threads)
+        survivors = tuple(sorted(state.vectors))
         try:
-            reduced = state.encoding.decode(state.total, len(survivors))
+            reduced = state.encoding.decode(state.total, len(survivors), out)
         except EncodingError as error:
             raise RoundAborted(f"Round {state.number}: {error} Nothing is released.") from error
         self._schema = self._schema.with_bounds(reduced.bounds)
@@ -408,14 +744,22 @@ class Server:
             round=state.number,
             values=reduced.values,
             survivors=survivors,
+            dropped=tuple(sorted(state.adverts.keys() - state.vectors.keys())),
+            faulty=tuple(sorted(unmasking.faulty)),
             clipped=reduced.clipped,
             bounds=reduced.bounds,
             public=_published(adverts_of(state.adverts)),
-            transcript=hash_parts("transcript", state.roster, *(state.vectors[name] for name in survivors)),
+            transcript=hash_parts("transcript", state.agreed, *(state.vectors[name] for name in survivors)),
         )
 
+    @one_at_a_time
     def abort(self) -> None:
         """Give up the round under way, if any; the next one may be opened."""
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._round is not None:
+            self._round.forget_parts()
         self._round = None
         self._phase = ServerPhase.IDLE
 
@@ -427,9 +771,12 @@ class Server:
         return self._round
 
 
+_FROM_CLIENTS: Final[tuple[type[Message], ...]] = (Advert, Shares, Masked, Consistency, Unmask)
+
+
 def _published(adverts: Mapping[str, Advert]) -> dict[str, dict[str, Declared]]:
     published: dict[str, dict[str, Declared]] = {}
     for name in sorted(adverts):
-        for field, value in Statement.of(adverts[name]).public.items():
-            published.setdefault(field, {})[name] = value
+        for subject, value in Statement.of(adverts[name]).public.items():
+            published.setdefault(subject, {})[name] = value
     return published

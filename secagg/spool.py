@@ -1,0 +1,58 @@
+"""Spool: the parts of one client's vector, kept on disk until the last one is there.
+
+A client that vanishes half-way must not be half in the sum, and a server that kept its words in memory would
+hold many vectors at once. What lies in the file is masked; the file has no name and goes with the process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .keys import hash_parts
+
+_BLOCK_BYTES: Final = 1 << 20
+
+
+class Spool:
+    """Parts of one vector, in order.
+
+    Args:
+        folder: Where to keep them; the system's folder for temporary files by default.
+
+    Attributes:
+        words: How many words have come.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the object
+        self._digests: list[bytes] = []
+        self.words = 0
+
+    def append(self, words: Any, digest: bytes) -> None:
+        """Keep the next part; raises OSError if the disk is full, and then keeps nothing of it."""
+        self._file.seek(8 * self.words)
+        self._file.write(words)
+        self._file.flush()
+        self._digests.append(digest)
+        self.words += memoryview(words).nbytes // 8
+
+    def pour(self, total: NDArray[np.uint64]) -> bytes:
+        """Add the vector to `total`, forget it, and return a hash of its parts' digests."""
+        self._file.seek(0)
+        start = 0
+        while block := self._file.read(min(_BLOCK_BYTES, 8 * (self.words - start))):
+            words = np.frombuffer(block, "<u8")
+            target = total[start : start + words.size]
+            np.add(target, words, out=target)
+            start += words.size
+        self._file.close()
+        return hash_parts("parts", *self._digests)
+
+    def close(self) -> None:
+        """Forget the parts."""
+        self._file.close()

@@ -1,0 +1,222 @@
+"""Unmasking: shares of the survivors take the remaining masks off the sum.
+
+Pair masks of two survivors have cancelled. What is left is the self mask of each survivor, which follows from
+its seed, and the pair masks between a survivor and a client that dropped, which follow from the dropped
+client's mask key. Of each client one of the two is put together, never both.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from numpy.typing import NDArray
+
+from . import shamir
+from .encoding import Words
+from .ephemeral import CONTRIBUTION_BYTES, Binding, MaskKey, PublicKeys, pair_mask_key, self_mask_key
+from .errors import IdentityError, RoundAborted
+from .graph import Graph
+from .keys import Secret
+from .masks import CIPHER_KEY_BYTES, CipherName, Mask, Sign, add_masks
+from .sharing import SHARE_BYTES, hash_seed
+
+Sealed = Callable[[str, str], bytes]
+"""What (sender, receiver) contributed in a hybrid round, as it was sealed."""
+
+
+class Unmasking(Secret):
+    """The shares that survivors gave, and what they give back.
+
+    Args:
+        graph: Who holds whose shares.
+        threshold: Shares that give a secret back.
+        shared: Clients whose boxes were delivered (U2).
+        survivors: Clients whose vectors are in the sum (U3).
+        publics: Ephemeral public keys of all clients.
+        seeds: Hashes of the self-mask seeds.
+        binding: The round.
+        cipher: Mask cipher.
+        hybrid: Whether keys are X25519 and ML-KEM-768 together.
+        sealed: Finds a sealed contribution in a hybrid round.
+    """
+
+    __slots__ = (
+        "_binding",
+        "_cipher",
+        "_given",
+        "_graph",
+        "_hybrid",
+        "_publics",
+        "_sealed",
+        "_seeds",
+        "_shared",
+        "_survivors",
+        "_threshold",
+        "faulty",
+    )
+
+    def __init__(
+        self,
+        graph: Graph,
+        threshold: int,
+        shared: frozenset[str],
+        survivors: frozenset[str],
+        publics: Mapping[str, PublicKeys],
+        seeds: Mapping[str, bytes],
+        binding: Binding,
+        cipher: CipherName,
+        hybrid: bool,
+        sealed: Sealed,
+    ) -> None:
+        self._graph, self._threshold = graph, threshold
+        self._shared, self._survivors = shared, survivors
+        self._publics, self._seeds, self._binding = publics, seeds, binding
+        self._cipher, self._hybrid, self._sealed = cipher, hybrid, sealed
+        self._given: dict[str, tuple[dict[str, int], NDArray[np.uint32]]] = {}
+        self.faulty: set[str] = set()
+
+    def peers(self, holder: str) -> list[str]:
+        """Whose shares `holder` gives, in their order."""
+        return [name for name in self._graph.holders(holder) if name in self._shared]
+
+    def take(self, holder: str, data: Any) -> str | None:
+        """Keep one survivor's shares; returns what is wrong with them, or None."""
+        peers = self.peers(holder)
+        view = memoryview(data).cast("B")
+        if view.nbytes != SHARE_BYTES * len(peers):
+            return f"expected {len(peers)} shares of {SHARE_BYTES} bytes, got {view.nbytes} bytes"
+        rows = np.frombuffer(bytes(view), "<u4").reshape(len(peers), shamir.LIMBS)
+        if rows.size and int(rows.max()) >= shamir.PRIME:
+            return "a share is out of its range"
+        self._given[holder] = ({peer: place for place, peer in enumerate(peers)}, rows)
+        return None
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """Who gave shares."""
+        return frozenset(self._given)
+
+    def lacking(self) -> dict[str, int]:
+        """Clients of which too few shares are there, and how many are."""
+        if not self._graph.degree:
+            few = len(self._given) < self._threshold
+            return dict.fromkeys(self._needed(), len(self._given)) if few else {}
+        counts = {name: sum(h in self._given for h in self._graph.holders(name)) for name in self._needed()}
+        return {name: count for name, count in counts.items() if count < self._threshold}
+
+    def _needed(self) -> Iterator[str]:
+        """Survivors, and those dropped clients that have pair masks with a survivor."""
+        for name in sorted(self._shared):
+            if name in self._survivors or self._survivors.intersection(self._graph.neighbours(name)):
+                yield name
+
+    def remove(self, total: Words, threads: int = 1) -> None:
+        """Take all masks off `total`, in place, in so many threads.
+
+        Raises:
+            RoundAborted: If shares do not give a secret back; `.blame` names whose it was.
+        """
+        add_masks(total, self._masks(), threads=threads)
+
+    def _masks(self) -> Iterator[Mask]:
+        """What takes off every mask that is still in the sum."""
+        length = CIPHER_KEY_BYTES[self._cipher]
+        for name, secret in self._secrets():
+            if name in self._survivors:
+                yield Mask(self_mask_key(secret, name, self._publics[name], self._binding, length), -1)
+                continue
+            key = MaskKey(secret, self._hybrid)
+            for peer in self._graph.neighbours(name):
+                if peer in self._survivors:
+                    sign: Sign = -1 if peer < name else 1  # the lesser id had added it
+                    yield Mask(self._pair_key(key, name, peer, length), sign)
+
+    def _pair_key(self, key: MaskKey, name: str, peer: str, length: int) -> bytes:
+        """The key of a dropped client's mask with a survivor."""
+        keys, part, peers_part = self._publics, b"", b""
+        try:
+            secret = key.exchange(keys[peer].mask)
+            if self._hybrid:
+                part = key.contribution(peer)
+                sealed = self._sealed(peer, name)[:CONTRIBUTION_BYTES]
+                peers_part = key.open_contribution(name, peer, keys[peer], self._binding, sealed)
+        except (IdentityError, InvalidTag, ValueError):
+            raise RoundAborted(
+                f"Round {self._binding.round}: {peer!r} sealed no usable contribution for {name!r}, which "
+                "dropped. Nothing is released.",
+                [peer],
+            ) from None
+        return pair_mask_key(
+            secret, (name, keys[name], part), (peer, keys[peer], peers_part), self._binding, length
+        )
+
+    def _secrets(self) -> Iterator[tuple[str, bytes]]:
+        """Every secret that is needed, checked; those with the same holders put together at once."""
+        together: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name in self._needed():
+            together[self._points(name)[: self._threshold]].append(name)
+        for points, names in together.items():
+            rows = self._all_rows(names, points)
+            try:
+                found: list[bytes | None] = list(shamir.reconstruct(points, rows))
+            except ValueError:  # one of them is no secret: look at each by itself
+                found = [None] * len(names)
+            for name, secret in zip(names, found, strict=True):
+                right = secret is not None and self._is_secret(name, secret)
+                yield name, secret if right and secret is not None else self._corrected(name)
+
+    def _points(self, owner: str) -> tuple[int, ...]:
+        """Points of one client's holders whose shares are there."""
+        holders = enumerate(self._graph.holders(owner), start=1)
+        return tuple(place for place, holder in holders if holder in self._given)
+
+    def _all_rows(self, names: list[str], points: tuple[int, ...]) -> NDArray[np.uint32]:
+        """Shares of several clients' secrets at the same points, shape ``(points, names, limbs)``."""
+        if self._graph.degree:
+            return np.stack([self._rows(name, points) for name in names], axis=1)
+        holders = self._graph.names
+        places = self._given[holders[points[0] - 1]][0]  # everybody has the same peers
+        chosen = [places[name] for name in names]
+        return np.stack([self._given[holders[point - 1]][1][chosen] for point in points])
+
+    def _rows(self, owner: str, points: tuple[int, ...]) -> NDArray[np.uint32]:
+        """Shares of one client's secret at these points."""
+        holders = self._graph.holders(owner)
+        rows = []
+        for point in points:
+            places, given = self._given[holders[point - 1]]
+            rows.append(given[places[owner]])
+        return np.stack(rows)
+
+    def _is_secret(self, name: str, secret: bytes) -> bool:
+        """Whether it is what the client's advert or hash says."""
+        if name in self._survivors:
+            return hmac.compare_digest(hash_seed(self._binding, name, secret), self._seeds[name])
+        key = MaskKey(secret, self._hybrid)
+        public = self._publics[name]
+        return (key.public, key.kem_public) == (public.mask, public.mask_kem)
+
+    def _corrected(self, name: str) -> bytes:
+        """The secret in spite of wrong shares, if enough right ones are there; names who gave wrong ones."""
+        holders, points = self._graph.holders(name), self._points(name)
+        try:
+            secret, wrong = shamir.reconstruct_verified(
+                points,
+                self._rows(name, points)[:, None, :],
+                self._threshold,
+                lambda s: self._is_secret(name, s),
+            )
+        except ValueError:
+            raise RoundAborted(
+                f"Round {self._binding.round}: the {len(points)} shares of {name!r} do not give its secret "
+                "back: it dealt wrong ones, or holders altered them. Nothing is released; open the next "
+                "round without it.",
+                [name],
+            ) from None
+        self.faulty |= {holders[point - 1] for point in wrong}
+        return secret
