@@ -1,18 +1,20 @@
-"""Shamir's sharing: against exact integers, any threshold of shares, and nothing from fewer."""
+"""Shamir's sharing: against exact integers, any threshold of shares, nothing from fewer, wrong ones found."""
 
 from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from secagg import shamir
-from secagg.shamir import LIMBS, PRIME, reconstruct, split
+from secagg.shamir import LIMBS, PRIME, reconstruct, reconstruct_verified, split
 from tests.statistical import assert_rejects, assert_uniform_bits
 
 
@@ -39,21 +41,52 @@ def test_secrets_at_the_ends_of_their_range_come_back(secret: bytes) -> None:
         assert reconstruct(points, shares[[p - 1 for p in points]]) == [secret]
 
 
-def test_shares_are_values_of_one_polynomial_over_the_prime(monkeypatch: pytest.MonkeyPatch) -> None:
-    coefficients = np.arange(PRIME - 4 * LIMBS, PRIME, dtype=np.int64)
-    monkeypatch.setattr(shamir, "_random_residues", lambda count: coefficients[:count])
+def interpolated(values: dict[int, int], at: int) -> int:
+    """Value at a point of the polynomial through the given ones, in exact integers modulo the prime."""
+    total = 0
+    for point, value in values.items():
+        above, below = 1, 1
+        for other in values:
+            if other != point:
+                above, below = above * (at - other) % PRIME, below * (point - other) % PRIME
+        total += value * above * pow(below, -1, PRIME)
+    return total % PRIME
+
+
+@pytest.mark.parametrize(("holders", "threshold"), [(7, 5), (9, 1), (6, 6), (40, 27)])
+def test_shares_are_values_of_one_polynomial_that_begins_with_the_secret(
+    holders: int, threshold: int
+) -> None:
     secret = bytes(range(200, 232))
-    shares = split([secret], 7, 5)
+    shares = split([bytes(32), secret], holders, threshold)[:, 1]
     number = int.from_bytes(secret, "little")
     for limb in range(LIMBS):
-        terms = [number >> (30 * limb) & (2**30 - 1), *coefficients.reshape(4, LIMBS)[:, limb].tolist()]
-        for point in range(1, 8):
-            assert shares[point - 1, 0, limb] == sum(c * point**k for k, c in enumerate(terms)) % PRIME
+        values = {0: number >> (30 * limb) & (2**30 - 1)}
+        values |= {point: int(shares[point - 1, limb]) for point in range(1, threshold)}
+        for point in range(threshold, holders + 1):
+            assert shares[point - 1, limb] == interpolated(values, point)
 
 
-def test_lagranges_weights_are_those_of_exact_fractions() -> None:
-    points = [3, 1, 40, 7, 2**31 - 2]
-    for k, weight in enumerate(shamir._weights_at_zero(np.array(points)).tolist()):
+def test_all_shares_but_the_threshold_th_are_drawn_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.arange(PRIME - 4 * LIMBS, PRIME, dtype=np.uint32)
+    monkeypatch.setattr(shamir, "_random_residues", lambda count: drawn[:count])
+    assert (split([bytes(32)], 7, 5)[:4].reshape(-1) == drawn).all()
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [3, 1, 40, 7, 2**31 - 2],
+        [1],
+        [5],
+        list(range(1, 20)),
+        [*range(1, 9), *range(10, 15), 17],
+        [2, 9, 4],
+        [2**20 + 1, 2**20 + 2],
+    ],
+)
+def test_lagranges_weights_are_those_of_exact_fractions(points: list[int]) -> None:
+    for k, weight in enumerate(shamir._weights_at_zero(tuple(points)).tolist()):
         exact = Fraction(1)
         for j, other in enumerate(points):
             if j != k:
@@ -64,18 +97,31 @@ def test_lagranges_weights_are_those_of_exact_fractions() -> None:
 def test_matrix_products_are_exact_for_the_largest_numbers() -> None:
     rng = np.random.default_rng(0)
     for left, right in (
-        (np.full((2, 3000), PRIME - 1), np.full((3000, 3), PRIME - 1)),
+        (np.full((2, 5000), PRIME - 1), np.full((5000, 3), PRIME - 1)),
+        (np.full((2, 2048), PRIME - 1), np.full((2048, 3), PRIME - 1 - 2**30)),
         (rng.integers(0, PRIME, (4, 700)), rng.integers(0, PRIME, (700, 5))),
     ):
         exact = left.astype(object) @ right.astype(object) % PRIME
-        assert (shamir._product(left, right) == exact).all()
-    # What the bound on thresholds rests on.
-    assert (2**16 - 1) ** 2 * shamir.MAX_THRESHOLD < 2**53
+        assert (shamir._product(left.astype(np.float64), right) == exact).all()
+    # What the length of exact sums rests on: pieces cover 31 bits, and none has more than 11.
+    assert sum(length for _, length in shamir._CUTS) == 31
+    assert shamir._EXACT * (PRIME - 1) * (2**11 - 1) < 2**53 - 2**32
+
+
+def test_many_holders_and_many_secrets_are_worked_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [os.urandom(32) for _ in range(20)]
+    monkeypatch.setattr(shamir, "_BLOCK", 64)
+    shamir._extension.cache_clear()
+    shares = split(secrets, 30, 11)
+    assert reconstruct(range(15, 26), shares[14:25]) == secrets
+    monkeypatch.setattr(shamir, "_EXACT", 4)
+    assert reconstruct(range(15, 26), shares[14:25]) == secrets
 
 
 def test_fewer_shares_than_the_threshold_look_the_same_for_every_secret() -> None:
     for secret in (bytes(32), b"\xff" * 32):
-        shares = np.concatenate([split([secret] * 50, 3, 3)[:2] for _ in range(20)])
+        # Of three shares the last two: one that was drawn, and the one that then follows from the secret.
+        shares = np.concatenate([split([secret] * 50, 3, 3)[1:] for _ in range(20)])
         # 30 of 31 bits: the prime lacks one value in 2^31, which no test of this size sees.
         words = (shares & (2**30 - 1)).astype(np.uint64).reshape(-1)
         packed = (words[0::2] << np.uint64(34)) | (words[1::2] << np.uint64(4))
@@ -98,6 +144,7 @@ def test_too_few_shares_or_those_of_others_are_no_secret(points: list[int]) -> N
         (lambda: split([bytes(31)], 3, 2), "secrets of 32 bytes, got one of 31"),
         (lambda: split([bytes(32)], 3, 4), "threshold=4, holders=3"),
         (lambda: split([bytes(32)], 3, 0), "threshold=0"),
+        (lambda: split([bytes(32)], 2**20 + 1, 3), "holders <= 1048576"),
         (lambda: reconstruct([1, 1], np.zeros((2, 1, 9), np.uint32)), "different points"),
         (lambda: reconstruct([], np.zeros((0, 1, 9), np.uint32)), "at least one"),
         (lambda: reconstruct([0, 1], np.zeros((2, 1, 9), np.uint32)), "one outside"),
@@ -111,7 +158,130 @@ def test_what_is_no_share_is_refused(call, words: str) -> None:  # type: ignore[
         call()
 
 
-def test_coefficients_are_drawn_again_where_they_are_the_prime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_are_drawn_again_where_they_are_the_prime(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([b"\xff\xff\xff\x7f\x05\0\0\x80", b"\xff\xff\xff\xff", b"\x07\0\0\0"])
     monkeypatch.setattr(os, "urandom", lambda size: next(drawn))
-    assert shamir._random_residues(2).tolist() == [5, 7]
+    assert shamir._random_residues(2).tolist() == [7, 5]
+
+
+# --- Wrong shares -------------------------------------------------------------------------------------
+
+
+def altered(shares: NDArray[np.uint32], rows: Iterable[int], limbs: Iterable[int]) -> NDArray[np.uint32]:
+    """Other values at these places, all different from what was there."""
+    changed, rng = shares.copy(), np.random.default_rng(0)
+    for row in rows:
+        for limb in limbs:
+            changed[row, 0, limb] = (int(changed[row, 0, limb]) + int(rng.integers(1, PRIME))) % PRIME
+    return changed
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 12), st.integers(0, 6)),
+    limbs=st.sets(st.integers(0, LIMBS - 1), min_size=1),
+    data=st.data(),
+)
+def test_wrong_shares_within_half_the_spare_ones_are_corrected_and_named(
+    sizes: tuple[int, int], limbs: set[int], data: st.DataObject
+) -> None:
+    threshold, spare = sizes
+    count = threshold + spare
+    points = data.draw(st.permutations(range(1, count + 4)))[:count]
+    secret = os.urandom(32)
+    shares = split([secret], count + 3, threshold)[[p - 1 for p in points]]
+    wrong = data.draw(st.sets(st.integers(0, count - 1), max_size=spare // 2))
+    found = reconstruct_verified(points, altered(shares, wrong, limbs), threshold, secret.__eq__)
+    assert found == (secret, tuple(sorted(points[k] for k in wrong)))
+
+
+@given(threshold=st.integers(1, 12), place=st.integers(0, 12))
+def test_one_wrong_share_of_one_too_many_is_found_by_leaving_it_out(threshold: int, place: int) -> None:
+    place %= threshold + 1
+    secret = os.urandom(32)
+    shares = altered(split([secret], threshold + 1, threshold), [place], [4])
+    points = range(1, threshold + 2)
+    found = reconstruct_verified(points, shares, threshold, secret.__eq__)
+    assert found == (secret, (place + 1,))
+
+
+def test_more_wrong_shares_than_decoding_corrects_are_searched_for() -> None:
+    secret = os.urandom(32)
+    shares = altered(split([secret], 10, 7), [0, 4, 5], range(LIMBS))  # 3 spare, 3 wrong
+    assert reconstruct_verified(range(1, 11), shares, 7, secret.__eq__) == (secret, (1, 5, 6))
+    shares = altered(shares, [8], [0])
+    with pytest.raises(ValueError, match="found none that pass"):
+        reconstruct_verified(range(1, 11), shares, 7, secret.__eq__)
+
+
+def test_the_search_ends() -> None:
+    secret = os.urandom(32)
+    tried: list[bytes] = []
+    shares = split([secret], 40, 30)
+
+    def refuse(candidate: bytes) -> bool:
+        tried.append(candidate)
+        return False
+
+    # Whatever is left out, the secret comes out, and does not pass.
+    with pytest.raises(ValueError, match="30 right shares"):
+        reconstruct_verified(range(1, 41), shares, 30, refuse)
+    assert set(tried) == {secret}
+    # The first 30, and 30 of the first 31, 32 in all ways: 1 + 31 + C(32, 2).
+    assert len(tried) == 1 + 31 + 496 <= shamir.MAX_TRIALS
+
+
+def test_holders_who_agree_cannot_have_others_blamed() -> None:
+    # Two of the first shares are changed so that the value at 0 stays: the secret passes, and everyone else
+    # is off the polynomial through the first shares.
+    secret, threshold, count = os.urandom(32), 5, 10
+    shares = split([secret], count, threshold)
+    weights = shamir._weights_at_zero(tuple(range(1, threshold + 1))).tolist()
+    for limb in range(LIMBS):
+        shares[0, 0, limb] = (int(shares[0, 0, limb]) + weights[1]) % PRIME
+        shares[1, 0, limb] = (int(shares[1, 0, limb]) - weights[0]) % PRIME
+    assert reconstruct(range(1, threshold + 1), shares[:threshold]) == [secret]
+    found = reconstruct_verified(range(1, count + 1), shares, threshold, secret.__eq__)
+    assert found == (secret, (1, 2))
+
+
+def test_a_large_neighbourhood_is_decoded() -> None:
+    secret, rng = os.urandom(32), np.random.default_rng(0)
+    points = (1 + rng.permutation(241)[:220]).tolist()
+    shares = split([secret], 241, 181)[[p - 1 for p in points]]
+    wrong = rng.permutation(220)[:19].tolist()
+    found = reconstruct_verified(points, altered(shares, wrong, [8]), 181, secret.__eq__)
+    assert found == (secret, tuple(sorted(points[k] for k in wrong)))
+
+
+@given(
+    recurrence=st.lists(st.integers(0, PRIME - 1), min_size=1, max_size=5),
+    start=st.lists(st.integers(0, PRIME - 1), min_size=5, max_size=5),
+)
+def test_the_shortest_recurrence_generates_its_sequence(recurrence: list[int], start: list[int]) -> None:
+    sequence = start[: len(recurrence)]
+    for _ in range(10):
+        recent = sequence[: -len(recurrence) - 1 : -1]
+        sequence.append(-sum(c * s for c, s in zip(recurrence, recent, strict=True)) % PRIME)
+    found = shamir._shortest_recurrence(sequence)
+    order = len(found) - 1
+    assert found[0] == 1
+    assert order <= len(recurrence)
+    for n in range(order, len(sequence)):
+        assert sum(c * sequence[n - k] for k, c in enumerate(found)) % PRIME == 0
+
+
+@pytest.mark.parametrize(
+    ("points", "shape", "threshold", "words"),
+    [
+        ([1, 2], (2, 2, 9), 2, "shares of one secret, got those of 2"),
+        ([1, 2], (2, 1, 9), 3, "at least threshold=3 >= 1 shares, got 2"),
+        ([1, 2], (2, 1, 9), 0, "threshold=0"),
+        ([1, 1], (2, 1, 9), 2, "different points"),
+        ([1, 2], (2, 9), 2, "got \\(2, 9\\)"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(
+    points: list[int], shape: tuple[int, ...], threshold: int, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        reconstruct_verified(points, np.zeros(shape, np.uint32), threshold, lambda secret: True)
