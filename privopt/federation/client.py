@@ -21,7 +21,7 @@ from ..optimizer import Optimizer
 from ..registry import AUX_VARS
 from ..vector import Vector
 from .home import Home
-from .messages import Begin, Clear, Message, Ready, Release, Roster, Stopped, Submit, opened, sealed
+from .messages import Begin, Clear, Masking, Message, Ready, Release, Stopped, opened, sealed
 from .pairs import verify_allowed
 from .privacy import Privacy
 from .problem import Problem
@@ -146,8 +146,8 @@ class Client:
         _, message = opened(data, {"": self._roster.server})
         if isinstance(message, Begin):
             return self._begin(message)
-        if isinstance(message, Roster):
-            return self._submit(message)
+        if isinstance(message, Masking):
+            return self._go_on(message)
         raise ValueError(f"Expected a message for a client, got {type(message).__name__.lower()!r}.")
 
     def _sealed(self, message: Message) -> bytes:
@@ -330,13 +330,18 @@ class Client:
         self._keep(message.round)
         return self._sealed(Ready(message.round, advert, self._releases(message), self._epsilon()))
 
-    def _submit(self, message: Roster) -> bytes:
-        if self._secure is None or message.round != self._round:
-            raise ValueError(f"Expected no roster of round {message.round} now: no advert of it stands.")
+    def _go_on(self, message: Masking) -> bytes:
+        """One more stage of the masked round; the prepared vector goes once shares were delivered."""
         secure = self._secure
-        secure.receive(message.roster)
-        self._secure = None
-        return self._sealed(Submit(message.round, secure.submit()))
+        if secure is None or message.round != self._round:
+            raise ValueError(
+                f"Expected no message of masked round {message.round} now: no advert of it stands."
+            )
+        answer = secure.receive(message.payload)
+        if secure.phase is secagg.ClientPhase.READY:
+            answer = secure.submit()
+        assert answer is not None  # noqa: S101 - in a complete graph every stage is answered
+        return self._sealed(Masking(message.round, answer))
 
     def _stopped(self, message: Begin, reason: Literal["budget", "refused"]) -> bytes:
         return self._sealed(Stopped(message.round, reason, self._releases(message), self._epsilon()))

@@ -109,9 +109,8 @@ class Federation:
         server.begin(asked)
         try:
             self._ask(asked, server.opening)
-            roster = server.roster()
-            if roster is not None:
-                self._ask({name: self.clients[name] for name in sorted(server.ready)}, roster)
+            while messages := server.advance():
+                self._ask({name: self.clients[name] for name in messages}, messages.__getitem__)
             report = server.finish()
         except secagg.RoundAborted as error:
             report = server.abort(str(error))
@@ -137,13 +136,13 @@ class Federation:
         chosen = self.selection.choose(self.server.round + 1, able)
         return {name: self.clients[name] for name in chosen} or self.clients
 
-    def _ask(self, clients: Mapping[str, Client], message: bytes | Callable[[str], bytes]) -> None:
-        """Deliver one message to all, or to each its own, and take their answers."""
+    def _ask(self, clients: Mapping[str, Client], message: Callable[[str], bytes]) -> None:
+        """Deliver to each its message, and take their answers."""
         for name, client in clients.items():
             try:
-                answer = self._transport(client, message if isinstance(message, bytes) else message(name))
+                answer = self._transport(client, message(name))
             except CLIENT_FAILURES:
-                # The server learns only that no answer came; the report says "failed".
+                # The server learns only that no answer came; the report says at which stage.
                 continue
             if answer is None:
                 continue

@@ -14,7 +14,7 @@ import msgspec
 
 import secagg
 
-__all__ = ["Begin", "Clear", "Ready", "Roster", "Stopped", "Submit", "opened", "sealed", "unverified"]
+__all__ = ["Begin", "Clear", "Masking", "Ready", "Stopped", "opened", "sealed", "unverified"]
 
 MAX_BYTES = 1 << 32
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -94,18 +94,11 @@ class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True
     epsilon: Real | None
 
 
-class Roster(msgspec.Struct, frozen=True, tag="roster", forbid_unknown_fields=True):
-    """Server to all who are ready: who takes part."""
+class Masking(msgspec.Struct, frozen=True, tag="masking", forbid_unknown_fields=True):
+    """Either way, after the advert: one message of the masked round, whichever its stage is."""
 
     round: Count
-    roster: Blob
-
-
-class Submit(msgspec.Struct, frozen=True, tag="submit", forbid_unknown_fields=True):
-    """Client to server: the masked vector."""
-
-    round: Count
-    masked: Blob
+    payload: Blob
 
 
 class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=True):
@@ -122,7 +115,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
     epsilon: Real | None
 
 
-Message: TypeAlias = Begin | Ready | Clear | Roster | Submit | Stopped
+Message: TypeAlias = Begin | Ready | Clear | Masking | Stopped
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +128,7 @@ class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _SEALED = msgspec.msgpack.Decoder(_Sealed)
 _MESSAGE = msgspec.msgpack.Decoder(Message)
-_DOMAIN = b"privopt federation message 1\0"
+_DOMAIN = b"privopt federation message 2\0"
 
 
 def sealed(message: Message, identity: secagg.Identity, sender: str = "") -> bytes:

@@ -1,7 +1,7 @@
 """The server of a run: hands out the model, takes one sum a round, steps on it: floor 6.
 
-With masks on, all that it ever holds of a client is an advert, a masked vector and what the
-client's ledger says it released.
+With masks on, all that it ever holds of a client is what `secagg` sends (an advert, sealed boxes, a masked
+vector, shares of one secret) and what the client's ledger says it released.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
-from .messages import Begin, Clear, Ready, Release, Roster, Stopped, Submit, opened, sealed
+from .messages import Begin, Clear, Masking, Ready, Release, Stopped, opened, sealed
 from .pairs import verify_allowed
 from .schema import round_schema
 
@@ -29,6 +29,13 @@ __all__ = ["ClientReport", "RoundReport", "Server"]
 
 MAX_RECORD_BYTES = 1 << 20
 """Most bytes of one client's releases in a round's record; one release takes about 200."""
+_STAGES = {
+    secagg.ServerPhase.ADVERTS: "advert",
+    secagg.ServerPhase.SHARES: "shares",
+    secagg.ServerPhase.VECTORS: "vector",
+    secagg.ServerPhase.CONSISTENCY: "consistency",
+    secagg.ServerPhase.UNMASKING: "unmask",
+}
 
 
 @dataclass
@@ -36,13 +43,19 @@ class ClientReport:
     """What a round's record says of one client.
 
     Attributes:
-        status: ``"ok"`` (took part), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is
-            weaker than its policy), ``"failed"`` (no answer, or a bad one), ``"idle"`` (not asked).
+        status: ``"ok"`` (the round's result includes what it sent), ``"dropped"`` (no good answer came in
+            time), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is weaker than its
+            policy), ``"failed"`` (it says that it could not), ``"idle"`` (not asked), ``"aborted"`` (it
+            answered, and the round came to nothing); ``"waiting"`` while the round is open.
+        dropped: Stage from which on it was not heard of: ``"advert"``, ``"shares"``, ``"vector"``,
+            ``"consistency"`` or ``"unmask"``, or ``"values"`` where they travel in clear. After its vector
+            came, a client is ``"ok"`` all the same.
         epsilon: What its ledger says this run has spent; None without DP.
         releases: What it has released and the server had not recorded yet.
     """
 
-    status: str = "failed"
+    status: str = "waiting"
+    dropped: str | None = None
     epsilon: float | None = None
     releases: list[dict[str, Any]] = field(default_factory=list)
 
@@ -75,7 +88,11 @@ class RoundReport:
 
 
 class Server:
-    """One round at a time: `begin` (and `opening`), `receive` answers, `roster`, `receive` vectors, `finish`.
+    """One round at a time: `begin` (and `opening`), then `receive` and `advance` by turns, `finish`.
+
+    A stage may be ended by `advance` (the last one by `finish`) when nobody is `missing`, or when waiting has
+    become pointless and `enough` have answered. Who has not answered by then has dropped out of the round,
+    which goes on; an answer that comes later is refused and changes nothing.
 
     Args:
         identity: Signs offers; its public key is in the roster.
@@ -155,8 +172,6 @@ class Server:
         self._clear: dict[str, dict[str, Any]] = {}
         self._asked: frozenset[str] = frozenset()
         self._answered: set[str] = set()
-        self._ready: set[str] = set()
-        self._submitted: set[str] = set()
         self._report = RoundReport(0)
         self._begun: Begin | None = None
         self._opening = b""
@@ -201,7 +216,7 @@ class Server:
         idle = {name: ClientReport("idle") for name in self._roster.clients if name not in asked}
         clients = {name: idle.get(name) or ClientReport() for name in self._roster.clients}
         self._asked, self._report = asked, RoundReport(number, clients=clients)
-        self._clear, self._answered, self._ready, self._submitted = {}, set(), set(), set()
+        self._clear, self._answered = {}, set()
         message = Begin(
             run=self.run,
             session=self._session,
@@ -283,14 +298,13 @@ class Server:
                 of the schema. Nothing changes then, nor after any other error.
         """
         client, message = opened(data, self._roster.clients)
-        if isinstance(message, Begin | Roster) or message.round != self._report.round:
+        if isinstance(message, Begin) or self._begun is None or message.round != self._report.round:
             raise ValueError(f"Expected an answer in round {self._report.round}, got something else.")
-        if isinstance(message, Submit):
-            if self._secure is None or client not in self._ready or client in self._submitted:
-                raise ValueError(f"Expected no masked vector of {client!r} now.")
-            self._secure.receive(message.masked, sender=client)
-            self._submitted.add(client)
-            self._report.clients[client].status = "ok"
+        if isinstance(message, Masking):
+            # An advert comes with what its client released, in a Ready.
+            if self._secure is None or self._secure.phase is secagg.ServerPhase.ADVERTS:
+                raise ValueError(f"Expected no message of a masked round of {client!r} now.")
+            self._secure.receive(message.payload, sender=client)
         else:
             self._take_answer(client, message)
         self._report.bytes_up += len(data)
@@ -303,17 +317,15 @@ class Server:
         if client in self._answered:
             raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
         releases = _recordable(client, message.releases)
-        status = "failed"  # until its vector is there
+        status = "waiting"  # until it is known what of it counts
         if isinstance(message, Ready):
             if self._secure is None:
                 raise ValueError("Expected values in clear in this run, got an advert of a masked round.")
             self._secure.receive(message.advert, sender=client)
-            self._ready.add(client)
         elif isinstance(message, Clear):
             if self._secure is not None:
                 raise ValueError("Expected masked values in this run, got values in clear.")
             self._clear[client] = self._verified_values(message.values)
-            status = "ok"
         else:
             status = "stopped" if message.reason == "budget" else message.reason
         self._answered.add(client)
@@ -330,31 +342,69 @@ class Server:
         secagg.Encoding(self.schema, 1).encode(carried, np.random.default_rng(0))
         return values
 
-    def roster(self) -> bytes | None:
-        """Close the adverts; returns the message for every client that is ready, None without masks.
-
-        Raises:
-            secagg.RoundAborted: If too few are ready, or they hold different models.
-        """
-        if self._secure is None:
+    @property
+    def stage(self) -> str | None:
+        """What is being collected, as `ClientReport.dropped` names it; None while no round is open."""
+        if self._begun is None:
             return None
-        data = sealed(Roster(self._report.round, self._secure.close_adverts()), self._identity)
-        self._report.bytes_down += len(data) * len(self._ready)
-        return data
+        return "values" if self._secure is None else _STAGES.get(self._secure.phase)
 
     @property
-    def ready(self) -> frozenset[str]:
-        """Clients that wait for the roster."""
-        return frozenset(self._ready)
+    def missing(self) -> tuple[str, ...]:
+        """Clients that are still to be heard in this stage, sorted."""
+        if self._begun is None:
+            return ()
+        heard = self._asked - self._answered
+        if self._secure is None or self._secure.phase is secagg.ServerPhase.ADVERTS:
+            return tuple(sorted(heard))
+        return self._secure.missing
+
+    @property
+    def enough(self) -> bool:
+        """Whether this stage can end well now, although somebody may still be missing."""
+        return bool(self._clear) if self._secure is None else self._secure.enough
+
+    def advance(self) -> dict[str, bytes]:
+        """End the stage under way: who is missing has dropped.
+
+        Returns:
+            The next stage's messages by client; none where `finish` is to be called.
+
+        Raises:
+            secagg.RoundAborted: If too few clients are left, or they hold different models; call `abort`.
+        """
+        secure = self._secure
+        if secure is None or secure.phase is secagg.ServerPhase.UNMASKING:
+            return {}
+        self._drop_missing()
+        try:
+            messages = secure.advance()
+        except secagg.PolicyError as error:
+            raise secagg.RoundAborted(str(error)) from error
+        number, signed = self._report.round, dict[bytes, bytes]()
+        for payload in messages.values():  # many of them are one and the same
+            if payload not in signed:
+                signed[payload] = sealed(Masking(number, payload), self._identity)
+        answers = {name: signed[payload] for name, payload in messages.items()}
+        self._report.bytes_down += sum(map(len, answers.values()))
+        return answers
+
+    def _drop_missing(self) -> None:
+        """Note of who is missing at which stage that was."""
+        for name in self.missing:
+            client = self._report.clients[name]
+            client.status, client.dropped = "dropped", self.stage
 
     def finish(self) -> RoundReport:
         """Take the sum, step on it, and close the round.
 
         Raises:
-            secagg.RoundAborted: If a client of the masked round is missing, or nobody answered. Nothing
-                was released then and the model stands.
+            secagg.RoundAborted: If too few clients of the masked round are left, or nobody answered. Nothing
+                was released then and the model stands; call `abort`.
         """
         report = self._report
+        if self.stage in ("values", "unmask"):
+            self._drop_missing()
         if self._secure is not None:
             result = self._secure.result()
             values, survivors = dict(result.values), tuple(result.survivors)
@@ -369,7 +419,8 @@ class Server:
                 raise secagg.RoundAborted(str(error)) from error
         self._step(values)
         for name in survivors:
-            self.accepted[name] = report.round
+            # One that vanished after its vector came is in the sum like any other.
+            self.accepted[name], report.clients[name].status = report.round, "ok"
         loss = values.get("metrics.loss")
         report.loss = None if loss is None else float(loss)
         return self._close()
@@ -379,6 +430,9 @@ class Server:
         if self._secure is not None:
             self._secure.abort()
         self._report.status, self._report.reason = "aborted", reason
+        for client in self._report.clients.values():
+            if client.status == "waiting":
+                client.status = "aborted"
         return self._close()
 
     def _close(self) -> RoundReport:

@@ -12,8 +12,24 @@ import numpy.typing as npt
 import dp
 import secagg
 from privopt import Optimizer, Vector
+from privopt.federation.client import Client
 from privopt.federation.federation import Federation, Transport, build_federation
 from privopt.federation.privacy import PrivacyPlan
+
+AFTER = {
+    secagg.ClientPhase.ADVERTISED: "advert",
+    secagg.ClientPhase.SHARED: "shares",
+    secagg.ClientPhase.SUBMITTED: "vector",
+    secagg.ClientPhase.SIGNED: "consistency",
+    secagg.ClientPhase.IDLE: "unmask",
+}
+STAGES = tuple(AFTER.values())
+"""What a client of a masked round sends, in order."""
+
+
+def last_sent(client: Client) -> str | None:
+    """The stage of the masked round that this client answered last; None where it is in none."""
+    return None if client._secure is None else AFTER[client._secure.phase]
 
 
 class Quadratic:

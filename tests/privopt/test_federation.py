@@ -13,9 +13,10 @@ from privopt import Optimizer
 from privopt.checkpoint import dump_state, load_state
 from privopt.federation import EarlyStop, Selection
 from privopt.federation.client import Client
-from privopt.federation.messages import Ready, Stopped, Submit, sealed, unverified
+from privopt.federation.federation import Transport
+from privopt.federation.messages import Masking, Ready, Stopped, sealed, unverified
 from tests.contracts import same_state
-from tests.privopt.federated import Quadratic, federation, quadratics
+from tests.privopt.federated import STAGES, Quadratic, federation, last_sent, quadratics
 
 ROUNDS = 10
 
@@ -85,13 +86,14 @@ def test_scaffold_reaches_the_optimum_where_averaging_stalls(tmp_path: Path) -> 
     assert distance("fedavg", False) > 1e-2
 
 
-def test_a_client_that_fails_after_its_advert_aborts_that_round_and_training_goes_on(tmp_path: Path) -> None:
-    lost = {"round": 3}
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_round_that_too_few_survive_is_aborted_and_training_goes_on(tmp_path: Path, stage: str) -> None:
+    """Of five clients, five must be in the sum, and four must unmask it."""
+    gone = {"c1"} if stage in ("advert", "shares", "vector") else {"c1", "c3"}
 
     def transport(client: Client, message: bytes) -> bytes | None:
         answer = client.handle(message)
-        sent = unverified(answer) if client.id == "c1" and answer is not None else None
-        if isinstance(sent, Submit) and sent.round == lost["round"]:
+        if client.id in gone and (client._round, last_sent(client)) == (3, stage):
             raise ConnectionError("on purpose")
         return answer
 
@@ -107,28 +109,24 @@ def test_a_client_that_fails_after_its_advert_aborts_that_round_and_training_goe
     assert [r.status for r in reports] == ["ok", "ok", "aborted", "ok", "ok"]
 
 
-def test_an_aborted_round_leaves_the_clients_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_aborted_round_leaves_the_clients_as_if_it_had_not_been(tmp_path: Path, stage: str) -> None:
     """Same weights as a run in which that round number was never trained at all."""
 
-    def losing(number: int, kind: type) -> object:
+    def losing(number: int, stage: str | None) -> Transport:
         def transport(client: Client, message: bytes) -> bytes | None:
-            opened = unverified(message)
-            if kind is object and opened.round == number:
+            current = unverified(message).round == number
+            if stage is None and current:
                 raise ConnectionError("nobody hears of the round")
             answer = client.handle(message)
-            if (
-                kind is Submit
-                and answer
-                and isinstance(unverified(answer), Submit)
-                and opened.round == number
-            ):
-                raise ConnectionError("the vector is lost")
+            if current and last_sent(client) == stage:
+                raise ConnectionError("all that is sent in this stage is lost")
             return answer
 
         return transport
 
-    trained = federation(tmp_path / "a", transport=losing(2, Submit), client=_momentum)
-    absent = federation(tmp_path / "b", transport=losing(2, object), client=_momentum)
+    trained = federation(tmp_path / "a", transport=losing(2, stage), client=_momentum)
+    absent = federation(tmp_path / "b", transport=losing(2, None), client=_momentum)
     first, second = list(trained.run(5)), list(absent.run(3)) or []
     while absent.server.round < 5:
         second.append(absent.run_round())
@@ -167,7 +165,7 @@ def test_a_client_that_fails_before_its_advert_costs_nobody_else_the_round(tmp_p
     found = federation(tmp_path, problems, transport=transport)
     report = found.run_round()
     assert report.status == "ok"
-    assert {n: c.status for n, c in report.clients.items()}["c2"] == "failed"
+    assert (report.clients["c2"].status, report.clients["c2"].dropped) == ("dropped", "advert")
     assert found.server.optimizer.modules[0].clients == 5
     few = federation(tmp_path / "few", quadratics(5), transport=transport)
     assert few.run_round().status == "aborted", "five are wanted, four are there"
@@ -250,8 +248,8 @@ def test_the_server_refuses_what_a_round_does_not_expect(tmp_path: Path) -> None
         secagg.MessageError, match="'c1' delivered: expected its own signature, got that of 'c0'"
     ):
         server.receive(sealed(ready, c1, "c1"))
-    with pytest.raises(ValueError, match="no masked vector of 'c0' now"):
-        server.receive(sealed(Submit(1, b""), c0, "c0"))
+    with pytest.raises(ValueError, match="no message of a masked round of 'c0' now"):
+        server.receive(sealed(Masking(1, b""), c0, "c0"))
     with pytest.raises(ValueError, match="answer in round 1"):
         server.receive(sealed(replace(ready, round=2), c0, "c0"))
     with pytest.raises(secagg.MessageError):

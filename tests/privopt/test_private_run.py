@@ -18,11 +18,12 @@ from privopt.federation import run as runs
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation
 from privopt.federation.home import Home
-from privopt.federation.messages import Submit, unverified
+from privopt.federation.messages import unverified
 from privopt.federation.parts import Parts
 from privopt.report.audit import audit_run
 from privopt.report.folder import RunFolderError
 from privopt.setup import config as configs
+from tests.privopt.federated import STAGES, last_sent
 
 SMALL = ["data.clients=5", "rounds=3", "client.effort.steps=2", "twin=false"]
 
@@ -165,15 +166,15 @@ class StopError(Exception):
     pass
 
 
-def stopping(round_number: int, kind: type | None) -> Callable[[Client, bytes], bytes | None]:
-    """A transport that dies in a round: before anybody hears of it, or when a client has answered."""
+def stopping(round_number: int, stage: str | None) -> Callable[[Client, bytes], bytes | None]:
+    """A transport that dies in a round: before anybody hears of it, or when a client has answered a stage."""
 
     def transport(client: Client, message: bytes) -> bytes | None:
         opened = unverified(message)
-        if opened.round == round_number and kind is None:
+        if opened.round == round_number and stage is None:
             raise StopError
         answer = client.handle(message)
-        if opened.round == round_number and kind is not None and isinstance(unverified(answer or b""), kind):
+        if opened.round == round_number and last_sent(client) == stage:
             raise StopError
         return answer
 
@@ -194,13 +195,14 @@ def test_a_run_stopped_between_rounds_resumes_to_the_same_weights_bit_for_bit(
     assert weights(tmp_path / "run").equals(weights(tmp_path / "other" / "run"))
 
 
-def test_a_run_without_dp_stopped_within_a_round_resumes_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_without_dp_stopped_within_a_round_resumes_bit_for_bit(tmp_path: Path, stage: str) -> None:
     wanted = config(
         "dp.enabled=false", "rounds=4", 'client.optimizer.modules=["scaffold-client", "momentum"]'
     )
     runs.train(wanted, folder=tmp_path / "run")
     with pytest.raises(StopError):
-        runs.train(wanted, folder=tmp_path / "other" / "run", transport=stopping(3, Submit))
+        runs.train(wanted, folder=tmp_path / "other" / "run", transport=stopping(3, stage))
     runs.resume(tmp_path / "other" / "run")
     assert weights(tmp_path / "run").equals(weights(tmp_path / "other" / "run"))
 
@@ -209,7 +211,7 @@ def test_a_release_that_may_have_left_is_spent_recorded_and_drawn_afresh(tmp_pat
     wanted, source = config("rounds=4"), dp.random.insecure_source(11)
     folder = tmp_path / "run"
     with pytest.raises(StopError):
-        runs.train(wanted, folder=folder, source=source, transport=stopping(2, Submit))
+        runs.train(wanted, folder=folder, source=source, transport=stopping(2, "vector"))
     runs.resume(folder, source=source)
     found = lines(folder)
     second = found[1]["releases"]["clinic-0"]
