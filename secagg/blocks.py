@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .errors import EncodingError
 from .layout import BLOCK, Run
 from .reductions import PEAK_LEVELS, Bounded, MaskedReduction, Source
+from .reductions.base import NOT_FINITE, outside
 
 Words: TypeAlias = NDArray[np.uint64]
 Target: TypeAlias = Callable[[int, int], Words]
@@ -74,14 +75,9 @@ def encode_run(run: Run, given: Given, rounding: Rounding, target: Target) -> It
             yield from _truths(run, source, target)
 
 
-def out_of_range(name: str, low: int, high: int) -> EncodingError:
-    """An integer that its field cannot carry."""
-    return EncodingError(f"Field {name!r}: expected integers in {low}..{high}, got one outside.")
-
-
-def not_finite(name: str) -> EncodingError:
-    """A real number that no field can carry."""
-    return EncodingError(f"Field {name!r}: expected finite numbers, got NaN or infinity.")
+def refusal(name: str, why: str) -> EncodingError:
+    """A value that its field cannot carry."""
+    return EncodingError(f"Field {name!r}: {why}.")
 
 
 def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: Target) -> Iterator[Words]:
@@ -101,7 +97,7 @@ def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: T
             t, u, q = level[: x.size], fraction[: x.size], coded[: x.size]
             low, high = float(x.min()), float(x.max())
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise not_finite(run.field)
+                raise refusal(run.field, NOT_FINITE)
             largest = max(-low, high)
             given.peak = max(given.peak, min(1.0, largest / bound))
             with np.errstate(over="ignore"):  # What overflows is out of bounds, and clipped below.
@@ -150,7 +146,7 @@ def _integers(run: Run, given: Given, source: Source, target: Target) -> Iterato
         for where, shift in lanes:
             x = source(where)
             if int(x.min()) < run.low or int(x.max()) > run.high:
-                raise out_of_range(run.field, run.low, run.high)
+                raise refusal(run.field, outside(run.low, run.high))
             q = coded[: x.size]
             np.copyto(q.view(np.int64), x, casting="unsafe")
             q *= np.uint64(given.weight)  # Modulo 2^64, as is the sum below: w·x + offset is in 0..top.

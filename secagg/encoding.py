@@ -20,14 +20,14 @@ from .blocks import (
     decode_run,
     decoded_dtype,
     encode_run,
-    not_finite,
-    out_of_range,
+    refusal,
 )
 from .blocks import Rounding as Rounding
 from .blocks import Words as Words
 from .errors import EncodingError, SchemaError
 from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, ZERO_WORD, Run, largest_weight, lay_out
 from .reductions import MIN_BOUND, PEAK_LEVELS, Adaptive, Bounded, MaskedReduction
+from .reductions.base import NOT_FINITE, outside
 from .schema import Schema
 
 
@@ -195,7 +195,7 @@ class Encoding:
             return 1
         weight, at_most = int(arrays[field.weighed_by].item()), largest_weight(self.schema, field)
         if not 0 <= weight <= at_most:
-            raise out_of_range(field.weighed_by, 0, at_most)
+            raise refusal(field.weighed_by, outside(0, at_most))
         return weight
 
     def decode(self, total: Words, n: int, out: Mapping[str, NDArray[Any]] | None = None) -> Reduced:
@@ -281,7 +281,10 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
     kinds, wanted = field.accepts
     if array.dtype.kind not in kinds and array.size:
         raise EncodingError(f"Field {name!r}: expected {wanted}, got dtype {array.dtype}.")
-    return np.ascontiguousarray(arranged)
+    arranged = np.ascontiguousarray(arranged)
+    if (why := field.refuses(arranged)) is not None:
+        raise refusal(name, why)
+    return arranged
 
 
 def _verify_range(run: Run, given: Given) -> None:
@@ -294,9 +297,9 @@ def _verify_range(run: Run, given: Given) -> None:
         least, most = x.min(), x.max()
         if run.carrier == "fixed":
             if not (np.isfinite(least) and np.isfinite(most)):
-                raise not_finite(run.field)
+                raise refusal(run.field, NOT_FINITE)
         elif int(least) < run.low or int(most) > run.high:
-            raise out_of_range(run.field, run.low, run.high)
+            raise refusal(run.field, outside(run.low, run.high))
 
 
 def _next_bound(field: Bounded, mean_peak: float, clipped: int) -> float:

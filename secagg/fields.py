@@ -6,8 +6,13 @@ Each function returns a frozen reduction (see `secagg.reductions`). They are ann
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SchemaError
 from .reductions import (
     Adaptive,
     AllTrue,
@@ -15,14 +20,22 @@ from .reductions import (
     Averaged,
     Bound,
     Counted,
+    Histogram,
     Local,
+    Maximum,
+    Minimum,
+    Moments,
     Public,
+    Quantile,
     Refused,
     Same,
     Shape,
+    Sparse,
     Summed,
     TrueCount,
 )
+from .reductions.base import verify_int, verify_number
+from .reductions.distributions import MAX_BINS
 
 
 def summed(bound: Bound, bits: int = 16, shape: Shape | None = None, guard_bits: int = 0) -> Any:
@@ -91,6 +104,43 @@ def averaged(
         2.0
     """
     return Averaged(bound, bits, shape, guard_bits, weight)
+
+
+def sparse(
+    bound: Bound,
+    indices: Sequence[int] | range | NDArray[np.integer[Any]],
+    size: int | None = None,
+    bits: int = 16,
+    guard_bits: int = 0,
+) -> Any:
+    """Declare a long flat array of which only the entries at public indices travel and add up.
+
+    The indices are part of the schema, alike for all clients and known to the server; only those entries
+    are encoded, packed as a `summed` array is. A client gives the whole array, whose other entries are not
+    read, or the entries at the indices alone. The result is the whole array, zero elsewhere.
+
+    Guarantees:
+        - Those of `summed`, at the indices.
+
+    Args:
+        bound: Largest absolute value of one client's entry (see `summed`).
+        indices: Places in the array, ascending. A range costs nothing in the schema, however long it is; up
+            to about 100,000 single indices fit one.
+        size: Length of the whole array; None until `Schema.resolve` gives it.
+        bits: Precision of one client's value (see `summed`).
+        guard_bits: Room for noise (see `summed`).
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If indices are not ascending or beyond `size`, and as for `summed`.
+
+    Example:
+        >>> sparse(10, indices=[1, 4], size=6).reduce([[9, 1, 9, 9, 2, 9], [5, 7]]).tolist()
+        [0, 6, 0, 0, 9, 0]
+    """
+    return Sparse(bound, bits, size, guard_bits, indices)  # type: ignore[arg-type]  # verified there
 
 
 def counted(at_most: int = 2**20, shape: Shape | None = None, guard_bits: int = 0) -> Any:
@@ -184,6 +234,197 @@ def all_(shape: Shape | None = None) -> Any:
         False
     """
     return AllTrue(shape)
+
+
+def moments(
+    bound: float,
+    order: int = 2,
+    bits: int = 20,
+    at_most: int | None = None,
+    weight: str | None = None,
+    shape: Shape | None = None,
+    guard_bits: int = 0,
+) -> Any:
+    """Declare values of which the server learns the count and the sums of powers: mean, variance and higher.
+
+    A client gives one value or several, stacked on a first axis; it sums up the powers of what it has and
+    encodes the sums. The result is a `secagg.reductions.PowerSums`: `count`, `sums`, `mean`, `variance`.
+
+    Guarantees:
+        - The count is exact. In the sum of x^k each client adds less than one quantum
+          ``bound^k / (2^(bits-1) - 1)`` of error, however many values it gives; the rounding is unbiased.
+        - Entries beyond the bound are clipped to it and counted in a masked lane of their own.
+
+    Args:
+        bound: Largest absolute value of an entry, value units.
+        order: Highest power, 1..8.
+        bits: Precision of one client's sums: 2..28.
+        at_most: Most values of one client; 2^20 by default.
+        weight: Name of the scalar `counted` field that weighs one value a client, in place of several values;
+            the count is then the total weight.
+        shape: Shape of one value; each entry has moments of its own. None is a scalar until `Schema.resolve`
+            gives another.
+        guard_bits: Room for noise (see `summed`).
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If a parameter cannot be carried.
+
+    Example:
+        >>> found = moments(10.0).reduce([[1.0, 2.0], [3.0]])
+        >>> found.count, found.mean, round(found.variance, 6)
+        (3, 2.0, 0.666667)
+    """
+    if at_most is None:
+        at_most = 2**20 if weight is None else 1
+    return Moments(bound, order, bits, weight, at_most=at_most, shape=shape, guard_bits=guard_bits)
+
+
+def histogram(
+    bins: int | Sequence[float] | NDArray[Any],
+    range: tuple[float, float] | None = None,
+    at_most: int = 2**20,
+    shape: Shape | None = None,
+    guard_bits: int = 0,
+) -> Any:
+    """Declare values of which the server learns how many lie in each bin.
+
+    A client gives one value or several, stacked on a first axis, and encodes its counts, one lane a bin. What
+    lies outside is not clipped into the first or last bin but counted apart, below and above. The result is
+    a `secagg.reductions.BinCounts`: `edges`, `counts`, `below`, `above`, `total`, `quantile(q)`.
+
+    Guarantees:
+        - Counts are exact. Bins are numpy's: with the lower edge, without the upper one; the last with both.
+
+    Args:
+        bins: Edges of the bins, ascending; or the number of equal bins over `range`.
+        range: First and last edge, where `bins` is a number.
+        at_most: Most values of one client.
+        shape: Shape of one value; each entry has a histogram of its own. None is a scalar until
+            `Schema.resolve` gives another.
+        guard_bits: Room for noise (see `summed`).
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If the edges do not ascend, or a parameter cannot be carried.
+
+    Example:
+        >>> found = histogram(bins=2, range=(0.0, 10.0)).reduce([[1.0, 2.0, 12.0], [7.0]])
+        >>> found.counts.tolist(), found.below, found.above
+        ([2, 1], 0, 1)
+    """
+    return Histogram(_edges("histogram", bins, range), at_most=at_most, shape=shape, guard_bits=guard_bits)
+
+
+def quantile(
+    q: float | Sequence[float],
+    bins: int | Sequence[float] | NDArray[Any],
+    range: tuple[float, float] | None = None,
+    at_most: int = 2**20,
+    shape: Shape | None = None,
+    guard_bits: int = 0,
+) -> Any:
+    """Declare values of which the quantiles are wanted, such as the median; the server learns a histogram.
+
+    Guarantees:
+        - Less than the width of its bin from the exact quantile, the smallest value that at least a share q
+          of all values do not pass: both lie in one bin.
+        - −inf or inf where that value lies outside the edges; NaN, and no error, where there is no value.
+
+    Args:
+        q: Share in 0..1, such as 0.5 for the median; or several.
+        bins: Edges of the bins, or their number over `range` (see `histogram`). Their width is the precision.
+        range: First and last edge, where `bins` is a number.
+        at_most: Most values of one client.
+        shape: Shape of one value; each entry has quantiles of its own, after the axis of several shares.
+        guard_bits: Room for noise (see `summed`).
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If `q` is no share, and as for `histogram`.
+
+    Example:
+        >>> quantile(0.5, bins=100, range=(0.0, 1.0)).reduce([[0.1, 0.4], [0.9]])
+        0.4
+    """
+    edges = _edges("quantile", bins, range)
+    return Quantile(edges, q, at_most=at_most, shape=shape, guard_bits=guard_bits)  # type: ignore[arg-type]
+
+
+def _edges(what: str, bins: Any, limits: Any) -> Any:
+    """Edges as given, or of so many equal bins between limits."""
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)):
+        if limits is not None:
+            raise SchemaError(f"Expected range= of {what} only where bins= is a number of bins, got edges.")
+        return bins  # The reduction verifies them.
+    verify_int(f"{what} bins", bins, 1, MAX_BINS)
+    if not isinstance(limits, (tuple, list)) or len(limits) != 2:
+        raise SchemaError(f"Expected range=(first, last edge) of {bins} {what} bins, got {limits!r}.")
+    first, last = (verify_number(f"{what} range", limit) for limit in limits)
+    return tuple(np.linspace(first, last, int(bins) + 1).tolist())
+
+
+def maximum(low: float, high: float, levels: int | None = None, shape: Shape | None = None) -> Any:
+    """Declare values of which the server learns the largest, and nothing of the others.
+
+    The value is carried as a thermometer of truth values, each a whole 64-bit word as in `any_`: a vector
+    grows by 8 bytes for each level but one, of each entry.
+
+    Guarantees:
+        - Two ints as limits declare integers: the result is exact; integers beyond the limits are refused.
+        - Floats declare reals: the result is the largest value rounded up to one of `levels` equidistant
+          levels, so it is never below it and less than one level above. Values beyond the limits are
+          clipped to them and counted in a masked lane of their own.
+        - The result errs, downwards, with a probability of 2^-64 a level.
+
+    Args:
+        low: Smallest value that can be told from smaller ones.
+        high: Largest value that can be told from larger ones.
+        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each.
+        shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If the limits or the number of levels cannot be carried.
+
+    Example:
+        >>> maximum(0, 100).reduce([12, 57, 3])
+        57
+    """
+    return Maximum(low, high, levels, shape)
+
+
+def minimum(low: float, high: float, levels: int | None = None, shape: Shape | None = None) -> Any:
+    """Declare values of which the server learns the smallest, and nothing of the others.
+
+    As `maximum`, with the result of real values rounded down to a level: never above the smallest value and
+    less than one level below.
+
+    Args:
+        low: Smallest value that can be told from smaller ones.
+        high: Largest value that can be told from larger ones.
+        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each.
+        shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
+
+    Returns:
+        The reduction, to be given to a `Schema` or a class attribute.
+
+    Raises:
+        SchemaError: If the limits or the number of levels cannot be carried.
+
+    Example:
+        >>> minimum(0.0, 1.0).reduce([0.5, 0.25])
+        0.25
+    """
+    return Minimum(low, high, levels, shape)
 
 
 def same() -> Any:

@@ -32,6 +32,14 @@ from .declared import Public as Public
 from .declared import Refused as Refused
 from .declared import Same as Same
 from .declared import verify_reduction as verify_reduction
+from .distributions import Histogram as Histogram
+from .distributions import Moments as Moments
+from .distributions import Quantile as Quantile
+from .extremes import Maximum as Maximum
+from .extremes import Minimum as Minimum
+from .results import BinCounts as BinCounts
+from .results import PowerSums as PowerSums
+from .sparse import Sparse as Sparse
 from .sums import PEAK_LEVELS as PEAK_LEVELS
 from .sums import Adaptive as Adaptive
 from .sums import Averaged as Averaged
@@ -42,7 +50,11 @@ from .truths import AllTrue as AllTrue
 from .truths import AnyTrue as AnyTrue
 
 KINDS: dict[str, type[Reduction]] = {
-    cls.kind: cls for cls in (Summed, Averaged, Counted, TrueCount, AnyTrue, AllTrue, Same, Public, Local)
+    cls.kind: cls
+    for cls in (
+        *(Summed, Averaged, Sparse, Counted, TrueCount, Moments, Histogram, Quantile),
+        *(AnyTrue, AllTrue, Maximum, Minimum, Same, Public, Local),
+    )
 }
 """Every reduction, by the name that descriptions give it."""
 

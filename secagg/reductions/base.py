@@ -30,6 +30,8 @@ MIN_BOUND: Final = 2.0**-100
 MAX_NAME: Final = 128
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]*")
 
+NOT_FINITE: Final = "expected finite numbers, got NaN or infinity"
+
 Carrier: TypeAlias = Literal["fixed", "rounded", "integer", "truth", "clipped", "peak"]
 
 
@@ -162,6 +164,10 @@ class MaskedReduction(Reduction):
     def source(self, kind: str, values: NDArray[Any]) -> Source:
         """Where the lanes of one kind come from, given one client's arranged values; not yet weighed."""
 
+    def refuses(self, values: NDArray[Any]) -> str | None:
+        """Why arranged values cannot be carried, of what encoding does not see by itself; else None."""
+        return None
+
     def clips(self, values: NDArray[Any]) -> int:
         """How many of one client's arranged values `source` clips."""
         return 0
@@ -211,6 +217,12 @@ def with_shape(reduction: Reduction, shape: Shape) -> Reduction:
     return reduction if reduction.shape == shape else replace(reduction, shape=shape)  # type: ignore[type-var]  # all are dataclasses
 
 
+def is_finite(values: NDArray[Any]) -> bool:
+    """Whether no entry is NaN or infinite, read block by block."""
+    flat, step = values.reshape(-1), 1 << 16
+    return all(bool(np.isfinite(flat[low : low + step]).all()) for low in range(0, flat.size, step))
+
+
 def verify_number(what: str, value: Any) -> float:
     """The finite float that `value` is, or a SchemaError that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -257,6 +269,11 @@ def total_of(values: Sequence[Any], integer: bool) -> Any:
     for value in values:
         total += np.asarray(value, dtype)
     return plain(total)
+
+
+def outside(low: int, high: int) -> str:
+    """What is wrong with an integer beyond its limits."""
+    return f"expected integers in {low}..{high}, got one outside"
 
 
 def plain(total: NDArray[Any]) -> Any:

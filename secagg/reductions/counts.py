@@ -40,7 +40,8 @@ class Counted(MaskedReduction):
         object.__setattr__(
             self, "at_most", verify_int(f"{self.kind} at_most", self.at_most, 1, 2**MAX_INTEGER_BITS)
         )
-        verify_int(f"{self.kind} guard_bits", self.guard_bits, 0, MAX_GUARD_BITS)
+        guard = verify_int(f"{self.kind} guard_bits", self.guard_bits, 0, MAX_GUARD_BITS)
+        object.__setattr__(self, "guard_bits", guard)
 
     @property
     def integer(self) -> bool:

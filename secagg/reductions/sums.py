@@ -85,8 +85,10 @@ class Bounded(MaskedReduction):
         elif not isinstance(self.bound, Adaptive):
             verify_bound(f"{self.kind} bound", self.bound)
             object.__setattr__(self, "bound", float(self.bound))
-        verify_int(f"{self.kind} bits", self.bits, 2, MAX_INTEGER_BITS if self.integer else MAX_REAL_BITS)
-        verify_int(f"{self.kind} guard_bits", self.guard_bits, 0, MAX_GUARD_BITS)
+        most = MAX_INTEGER_BITS if self.integer else MAX_REAL_BITS
+        object.__setattr__(self, "bits", verify_int(f"{self.kind} bits", self.bits, 2, most))
+        guard = verify_int(f"{self.kind} guard_bits", self.guard_bits, 0, MAX_GUARD_BITS)
+        object.__setattr__(self, "guard_bits", guard)
         if self.integer and not 1 <= int(self.limit) <= self.levels:
             raise SchemaError(
                 f"Expected {self.kind} with an integer bound in 1..{self.levels} for bits={self.bits}, got "

@@ -23,6 +23,7 @@ from secagg import (
     same,
     summed,
 )
+from tests.secagg.agreement import assert_agrees
 from tests.secagg.parties import make_parties, ready, run_round
 from tests.strategies import schemas, values_for
 
@@ -30,16 +31,7 @@ from tests.strategies import schemas, values_for
 def assert_reduced(encoding, got, clear, n):
     assert got.keys() == encoding.schema.masked.keys()
     for name, value in got.items():
-        expected = clear[name]
-        assert np.shape(value) == np.shape(expected), name
-        bound = encoding.error_bound(name, n)
-        if bound == 0.0:
-            assert np.array_equal(value, expected), name
-            continue
-        nan = np.isnan(np.asarray(expected, float))
-        assert np.array_equal(nan, np.isnan(np.asarray(value, float))), name
-        error = np.abs(np.asarray(value, float) - np.asarray(expected, float))[~nan]
-        assert np.all(error <= bound), (name, error.max(), bound)
+        assert_agrees(value, clear[name], encoding.error_bound(name, n), name)
 
 
 @given(schemas(), st.integers(3, 12), st.integers(0, 2**32))
@@ -68,7 +60,7 @@ def test_encoding_alone_equals_the_clear_reduction_and_forgets_the_order(schema,
     shuffled = np.sum([encoded[i] for i in rng.permutation(n)], axis=0, dtype=np.uint64)
     again = encoding.decode(shuffled, n)
     for name, value in reduced.values.items():
-        assert np.array_equal(value, again.values[name], equal_nan=True)
+        assert_agrees(value, again.values[name], 0, name)
 
 
 def test_three_rounds_of_one_run_with_every_kind_of_field():
