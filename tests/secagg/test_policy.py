@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from secagg import CohortError, Policy, PolicyError
-from secagg.graph import Graph, threshold
+from secagg.graph import Graph, plan, threshold
 from tests.secagg.test_messages import OFFER
 
 
@@ -139,13 +139,34 @@ def test_a_sparse_graph_is_judged_by_its_bound(monkeypatch):
         asked.append((args, kwargs))
         return bounds.pop(0)
 
-    monkeypatch.setattr("secagg.graph.privacy_bound", bound, raising=False)
+    monkeypatch.setattr("secagg.policy.privacy_bound", bound)
     bounds = [2.0**-40, 2.0**-39, float("nan")]
     Policy(sparse=True).verify_graph(1, graph, 8)
     assert asked == [((40, 10, 8), {"colluders": 8 / 40})]
     for said in (r"got 2\^-39.0 with degree=10, threshold=8, 40 clients and colluders=8", "nan"):
         with pytest.raises(PolicyError, match=said):
             Policy(sparse=True).verify_graph(1, graph, 8)
+
+
+def test_a_sparse_graph_as_planned_passes_and_a_neighbour_less_does_not():
+    names = [f"c{i:03}" for i in range(600)]
+    planned = plan(600, colluders=0.1, dropout=0.05)
+    assert planned.degree, "a cohort for which a sparse graph is worth it"
+    policy = Policy(sparse=True, colluders=0.1)
+    policy.verify_graph(1, Graph.harary(names, planned.degree, bytes(32)), planned.threshold)
+    with pytest.raises(PolicyError, match=r"fails with probability <= 2\^-40"):
+        policy.verify_graph(1, Graph.harary(names, planned.degree, bytes(32)), planned.threshold - 1)
+    with pytest.raises(PolicyError, match=r"fails with probability <= 2\^-40"):
+        Policy(sparse=True, colluders=0.2).verify_graph(
+            1, Graph.harary(names, planned.degree, bytes(32)), planned.threshold
+        )
+
+
+def test_a_ring_whose_parts_are_smaller_than_the_policys_cohort_is_refused():
+    graph = Graph.harary([f"c{i:02}" for i in range(33)], 4, bytes(32))
+    Policy(sparse=True, colluders=0, min_clients=8).verify_graph(1, graph, 4)
+    with pytest.raises(PolicyError, match=r"at least min_clients=9 honest clients.*guarantees 8"):
+        Policy(sparse=True, colluders=0, min_clients=9).verify_graph(1, graph, 4)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +187,6 @@ def test_a_sum_holds_two_more_than_may_collude(policy, size, fewest):
     for survivors in (fewest - 1, 2, 0):
         with pytest.raises(CohortError, match=f"Round 3 has {survivors} survivors.*at least {fewest} "):
             made.verify_survivors(3, survivors, size)
+    made.verify_survivors(3, fewest + 1, size, promised=fewest + 1)
+    with pytest.raises(CohortError, match=f"at least {fewest + 1} "):
+        made.verify_survivors(3, fewest, size, promised=fewest + 1)

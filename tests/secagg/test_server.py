@@ -50,16 +50,19 @@ from tests.secagg.parties import (
     SMALL,
     Parties,
     advertise,
+    deliver,
     finish,
     make_parties,
     ready,
     run_round,
+    submit,
 )
 
 SCHEMA = Schema(x=summed(1.0, shape=(3,)), n=counted())
 VALUES = {"x": [0.1, 0.2, 0.3], "n": 1}
 BEACON = b"a randomness beacon's output"
-SPARSE = Policy(min_clients=3, allow_three=True, sparse=True, colluders=0)
+SPARSE = Policy(min_clients=3, allow_three=True, sparse=True, colluders=0, threshold_fraction=0.8)
+"""Graphs of tests are far too small to stand colluders; degree 4 and threshold 4 of 5 stand none."""
 AWAITED = {
     ServerPhase.ADVERTS: Advert,
     ServerPhase.SHARES: Shares,
@@ -120,12 +123,6 @@ def well_formed(kind: type[Message], parties: Parties, sender: str) -> Message:
         Unmask: {"roster": roster, "survivors": agreed},
     }
     return kind(*head, **fields[kind])
-
-
-@pytest.fixture
-def any_graph(monkeypatch):
-    """Graphs of tests are far too small to be private; how private is another test's matter."""
-    monkeypatch.setattr("secagg.graph.privacy_bound", lambda *args, **kwargs: 0.0, raising=False)
 
 
 def sparse_parties(n: int = 33, degree: int = 4, policy: Policy = SPARSE) -> Parties:
@@ -225,7 +222,7 @@ def calls(server):
 
 
 @pytest.mark.parametrize("phase", list(ServerPhase))
-def test_calls_out_of_turn_are_refused_and_change_nothing(phase, any_graph):
+def test_calls_out_of_turn_are_refused_and_change_nothing(phase):
     parties = sparse_parties() if phase is ServerPhase.BEACON else make_parties(4, SCHEMA)
     if phase is not ServerPhase.IDLE:
         reach(parties, phase)
@@ -246,7 +243,7 @@ def test_calls_out_of_turn_are_refused_and_change_nothing(phase, any_graph):
 
 @pytest.mark.parametrize("kind", list(KINDS), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("phase", list(ServerPhase), ids=lambda phase: phase.name)
-def test_each_kind_of_message_is_taken_in_its_phase_and_in_no_other(phase, kind, any_graph):
+def test_each_kind_of_message_is_taken_in_its_phase_and_in_no_other(phase, kind):
     """The table at the head of the module, whole: all kinds in all phases."""
     parties = sparse_parties() if phase is ServerPhase.BEACON else make_parties(4, SCHEMA)
     server = parties.server
@@ -573,14 +570,14 @@ def test_as_many_shares_as_the_threshold_are_enough():
     assert (result.dropped, result.faulty) == ((), ())
 
 
-def test_missing_and_enough_say_nothing_without_a_round_or_while_a_beacon_is_awaited(any_graph):
+def test_missing_and_enough_say_nothing_without_a_round_or_while_a_beacon_is_awaited():
     parties = sparse_parties()
     assert (parties.server.missing, parties.server.enough) == ((), False)
     reach(parties, ServerPhase.BEACON)
     assert (parties.server.missing, parties.server.enough) == ((), False)
 
 
-def test_a_beacon_that_is_too_short_may_be_corrected(any_graph):
+def test_a_beacon_that_is_too_short_may_be_corrected():
     parties = sparse_parties()
     reach(parties, ServerPhase.BEACON)
     before = snapshot(parties.server)
@@ -591,7 +588,7 @@ def test_a_beacon_that_is_too_short_may_be_corrected(any_graph):
     assert parties.server.phase is ServerPhase.SHARES
 
 
-def test_a_cohort_of_32_needs_no_beacon_whatever_the_degree(any_graph):
+def test_a_cohort_of_32_needs_no_beacon_whatever_the_degree():
     parties = sparse_parties()
     offer = parties.server.open(1)
     for client in parties.clients[:32]:
@@ -739,3 +736,48 @@ def test_the_result_says_who_is_in_the_sum_and_who_is_not():
     assert result.survivors == ("c0", "c3", "c5")
     assert result.dropped == ("c2", "c4"), "who never advertised has not dropped"
     assert result.values["n"] == 3
+
+
+def test_a_wrong_share_to_unmask_is_found_and_its_holder_named():
+    parties = make_parties(7, SCHEMA)  # threshold 5: two shares more than needed
+    answers = reach(parties, ServerPhase.UNMASKING)
+    for name, answer in answers.items():
+        if name == "c3":
+            opened = open_sealed(answer, (Unmask,), parties.roster.clients, 10**6)
+            shares = np.frombuffer(opened.tail, "<u4").copy()
+            shares[9 * 2] ^= 1  # of c2's secret
+            answer = seal(parties.people[3], opened.message, shares)[0]
+        parties.server.receive(answer)
+    result = parties.server.result()
+    assert result.faulty == ("c3",)
+    assert result.values["n"] == 7
+
+
+def test_wrong_shares_without_spare_ones_release_nothing():
+    parties = make_parties(4, SCHEMA)  # threshold 3
+    answers = reach(parties, ServerPhase.UNMASKING)
+    for name in ("c0", "c1", "c2"):
+        opened = open_sealed(answers[name], (Unmask,), parties.roster.clients, 10**6)
+        shares = np.frombuffer(opened.tail, "<u4").copy()
+        if name == "c1":
+            shares[9 * 3] ^= 1
+        parties.server.receive(seal(parties.people[int(name[1])], opened.message, shares)[0])
+    assert parties.server.enough
+    with pytest.raises(RoundAborted, match="the 3 shares of 'c3' do not give its secret back") as info:
+        parties.server.result()
+    assert info.value.blame == ("c3",)
+    assert parties.server._round is None
+
+
+def test_a_seed_that_is_not_the_one_its_hash_said_is_found():
+    """A client that deals shares of something else, or states the hash of something else."""
+    parties = make_parties(4, SCHEMA)
+    answers = reach(parties, ServerPhase.SHARES)
+    answers["c2"] = resealed(parties, 2, answers["c2"], Shares, seed=b"\x01" * 32)
+    for answer in answers.values():
+        parties.server.receive(answer)
+    deliver(parties)
+    submit(parties, dict.fromkeys(parties.names(), VALUES))
+    with pytest.raises(RoundAborted, match=r"'c2' do not give its secret back.*Nothing is released") as info:
+        finish(parties)
+    assert info.value.blame == ("c2",)
