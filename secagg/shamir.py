@@ -119,9 +119,9 @@ def reconstruct_verified(
     Guarantees:
         - The secret passes `is_secret`.
         - If at most ``(len(points) - threshold) // 2`` shares are wrong, the secret is found, and exactly
-          their points are returned, but for a chance of 2^-31 a share. If more are, the points returned are those off the polynomial that was
-          found: holders who agree with each other can make it any polynomial through the secret, so take
-          them for a hint and not for a proof.
+          their points are returned, but for a chance of 2^-31 a share. If more are wrong, the points returned
+          are those off the polynomial that was found: holders who agree with each other can make that any
+          polynomial through the secret, so take them for a hint and not for a proof.
 
     Args:
         points: As for `reconstruct`.
