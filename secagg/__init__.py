@@ -19,15 +19,24 @@ from .errors import RoundReused as RoundReused
 from .errors import SchemaError as SchemaError
 from .errors import SecAggError as SecAggError
 from .fields import adaptive as adaptive
+from .fields import all_ as all_
+from .fields import any_ as any_
 from .fields import argmax as argmax
 from .fields import averaged as averaged
 from .fields import concatenated as concatenated
 from .fields import counted as counted
+from .fields import histogram as histogram
 from .fields import local as local
+from .fields import maximum as maximum
+from .fields import minimum as minimum
+from .fields import moments as moments
 from .fields import product as product
 from .fields import public as public
+from .fields import quantile as quantile
 from .fields import same as same
+from .fields import sparse as sparse
 from .fields import summed as summed
+from .fields import true_count as true_count
 from .fields import union as union
 from .reductions import Adaptive as Adaptive
 from .reductions import Reduction as Reduction
@@ -40,6 +49,8 @@ if TYPE_CHECKING:
     from .encoding import Reduced as Reduced
     from .explanation import Explanation as Explanation
     from .explanation import explain as explain
+    from .graph import Plan as Plan
+    from .graph import plan as plan
     from .keys import Identity as Identity
     from .keys import Roster as Roster
     from .keys import verify_signature as verify_signature
@@ -59,6 +70,7 @@ else:  # hidden from type checkers, so that a misspelt name is an error to them
         "client": ["Client", "ClientPhase"],
         "encoding": ["Encoding", "Reduced"],
         "explanation": ["Explanation", "explain"],
+        "graph": ["Plan", "plan"],
         "keys": ["Identity", "Roster", "verify_signature"],
         "policy": ["Policy"],
         "register": ["FileRegister", "MemoryRegister", "Register"],
@@ -83,15 +95,24 @@ else:  # hidden from type checkers, so that a misspelt name is an error to them
         "SchemaError",
         "SecAggError",
         "adaptive",
+        "all_",
+        "any_",
         "argmax",
         "averaged",
         "concatenated",
         "counted",
+        "histogram",
         "local",
+        "maximum",
+        "minimum",
+        "moments",
         "product",
         "public",
+        "quantile",
         "same",
+        "sparse",
         "summed",
+        "true_count",
         "union",
         "verify_reduction",
         *_HOMES,
