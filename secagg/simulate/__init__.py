@@ -6,3 +6,6 @@ A simulation protects nobody from the process that it runs in: all values and ke
 from .machines import STAGES as STAGES
 from .machines import Costs as Costs
 from .machines import run_round as run_round
+from .outcome import Party as Party
+from .outcome import Simulation as Simulation
+from .simulation import simulate as simulate

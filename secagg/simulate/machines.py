@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..client import Client, ClientPhase
 from ..reductions import Declared
 from ..server import Result, Server, ServerPhase
 
+Progress: TypeAlias = Callable[[str, float], None]
+"""Is told what is being done and the fraction of it that is."""
 STAGES: Final = ("advert", "shares", "vector", "consistency", "unmask")
 """What a client sends, in order; from one of these on it may be lost."""
 _WORK: Final = ("advert", "shares", "delivery", "vector", "consistency", "unmask")
@@ -28,10 +30,10 @@ class Costs:
     """What a round cost each party; hand one to `run_round` to have it filled.
 
     Attributes:
-        client_seconds: Each client's seconds by stage, by client; ``"delivery"`` is the work on what the
-            others sealed for it, between ``"shares"`` and ``"vector"``.
-        server_seconds: The server's seconds by stage: receiving, and ending the stage. ``"offer"`` opens the
-            round, ``"result"`` is reconstruction, unmasking and decoding.
+        client_seconds: Each client's processor seconds by stage, by client; ``"delivery"`` is the work on
+            what the others sealed for it, between ``"shares"`` and ``"vector"``.
+        server_seconds: The server's processor seconds by stage: receiving, and ending the stage. ``"offer"``
+            opens the round, ``"result"`` is reconstruction, unmasking and decoding.
         bytes_up: Bytes that each client sent, by client, those that were lost included.
         bytes_down: Bytes that the server sent, by client.
     """
@@ -53,7 +55,7 @@ def run_round(
     context: bytes = b"",
     declared: Sequence[Mapping[str, Declared]] | None = None,
     costs: Costs | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Drive a server and its clients through one round, in this process.
 
@@ -130,7 +132,7 @@ class _Driver:
         clients: Collection[Client],
         drops: Mapping[str, str],
         costs: Costs,
-        progress: Callable[[str, float], None] | None,
+        progress: Progress | None,
     ) -> None:
         self._server, self._clients, self._costs, self._progress = server, clients, costs, progress
         self._lost_from = {name: _WORK.index(stage) for name, stage in drops.items()}
@@ -138,9 +140,9 @@ class _Driver:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count what the server does meanwhile."""
-        began = time.perf_counter()
+        began = time.process_time()
         yield
-        self._costs.server_seconds[stage] += time.perf_counter() - began
+        self._costs.server_seconds[stage] += time.process_time() - began
 
     def end(self, stage: str, beacon: bytes | None = None) -> dict[str, bytes]:
         """Have the server end a stage."""
@@ -163,9 +165,9 @@ class _Driver:
             if name not in messages or self._lost_from.get(name, number) < number:
                 continue
             self._costs.bytes_down[name] += len(messages[name])
-            began = time.perf_counter()
+            began = time.process_time()
             sent = answer(client, messages[name])
-            self._costs.client_seconds[name][stage] = time.perf_counter() - began
+            self._costs.client_seconds[name][stage] = time.process_time() - began
             if sent is not None:
                 self._costs.bytes_up[name] += len(sent)
                 if self._lost_from.get(name) != number:

@@ -1,0 +1,221 @@
+"""Batched: a round of very many clients, segment by segment of the ring, on a few processes.
+
+What the parent draws at random is what the clients would draw: their secrets, and who is lost when. The hash
+of the roster is random too, since nobody signs an advert here. Secrets go to the workers through pipes; no
+file holds any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cohort import bind_beacon, hash_context
+from ..encoding import Encoding
+from ..ephemeral import SEED_BYTES, Binding
+from ..errors import CohortError, EncodingError
+from ..graph import Graph, draw
+from ..policy import Policy
+from ..schema import Schema
+from .machines import STAGES, Progress
+from .outcome import Summed
+from .segment import FIELD, SHARES, VECTOR, Part, Segment, megabytes, simulate_segment
+
+NEVER = len(STAGES)
+_SEGMENT = 2000
+"""Clients of a segment: enough that those of its margins, done twice, hardly count."""
+
+
+def draw_losses(clients: int, dropout: float, stage: str | None) -> NDArray[np.int8]:
+    """From which stage on each client is lost, as a place in `STAGES`; `NEVER` for the others.
+
+    Args:
+        clients: Number of clients.
+        dropout: Fraction of them that is lost, rounded down.
+        stage: At which stage; None spreads them evenly over all five.
+    """
+    lost = np.full(clients, NEVER, np.int8)
+    number = math.floor(dropout * clients + 1e-9)
+    chosen = np.random.default_rng().permutation(clients)[:number]
+    lost[chosen] = np.arange(number) % NEVER if stage is None else STAGES.index(stage)
+    return lost
+
+
+def sum_by_segments(
+    names: tuple[str, ...],
+    lost: NDArray[np.int8],
+    degree: int,
+    threshold: int,
+    schema: Schema,
+    policy: Policy,
+    processes: int,
+    progress: Progress | None = None,
+) -> Summed:
+    """Simulate a round on a ring.
+
+    Args:
+        names: Ids of the clients, sorted.
+        lost: From which stage on each is lost.
+        degree: Neighbours of a client.
+        threshold: Shares that give a secret back.
+        schema: One field, `FIELD`.
+        policy: What the cohort and the graph must fulfil.
+        processes: Worker processes.
+        progress: Called with what is done and the fraction of it.
+
+    Raises:
+        PolicyError: If the graph is weaker than the policy.
+        CohortError: If too few clients are left.
+    """
+    work: dict[str, float] = {}
+    began = time.process_time()
+    present = lost > STAGES.index("advert")
+    graph, binding = _draw_graph([n for n, here in zip(names, present, strict=True) if here], degree, schema)
+    policy.verify_cohort(binding.round, len(graph.names))
+    policy.verify_graph(binding.round, graph, threshold)
+    stages = dict(zip(names, lost.tolist(), strict=True))
+    ring = _Ring(
+        np.array(graph._ring),
+        np.array([stages[name] for name in graph._ring], np.int8),
+        degree // 2,
+        threshold,
+    )
+    policy.verify_survivors(binding.round, ring.survivors, len(graph.names))
+    gives = ring.verify_survival()
+    work["graph"] = time.process_time() - began
+    segments = ring.segments(gives, binding, schema, len(names), processes)
+    parts: list[Part] = []
+    for part in _run(segments, processes):
+        parts.append(part)
+        if progress is not None:
+            progress("segments", len(parts) / len(segments))
+    return _joined(parts, ring.survivors, work, Encoding(schema, len(names)), processes)
+
+
+def _draw_graph(names: list[str], degree: int, schema: Schema) -> tuple[Graph, Binding]:
+    """Graph and binding of a round that nobody could know before."""
+    session, number = secrets.token_bytes(16), 1
+    roster = bind_beacon(secrets.token_bytes(32), secrets.token_bytes(32))
+    context = hash_context(session, number, b"")
+    return draw(names, degree, roster), Binding(session, number, roster, context, schema.digest)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """Clients in the order of the ring, and when each is lost."""
+
+    names: NDArray[np.str_]
+    lost: NDArray[np.int8]
+    margin: int
+    threshold: int
+
+    @property
+    def survivors(self) -> int:
+        """Clients whose vector comes."""
+        return int(np.count_nonzero(self.lost > VECTOR))
+
+    def near(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many of the chosen are in each one's closed neighbourhood."""
+        margin = self.margin
+        around = np.concatenate([chosen[-margin:], chosen, chosen[:margin]])
+        sums = np.concatenate([[0], np.cumsum(around)])
+        near: NDArray[np.int64] = sums[2 * margin + 1 :] - sums[: -2 * margin - 1]
+        return near
+
+    def verify_survival(self) -> NDArray[np.bool_]:
+        """Who gives shares at the end; raises CohortError where somebody keeps too few holders."""
+        survives, signs = self.lost > VECTOR, self.lost > STAGES.index("consistency")
+        asked = signs & (self.near(signs) >= self.threshold)
+        gives: NDArray[np.bool_] = asked & (self.lost == NEVER)
+        stages = {"submitting": survives, "signing": signs, "unmasking": gives}
+        for what, left in stages.items():
+            lacking = (self.near(left) < self.threshold) & (self.lost > SHARES)
+            if lacking.any():
+                raise CohortError(
+                    f"Fewer than threshold={self.threshold} holders of {np.count_nonzero(lacking)} clients "
+                    f"are left after {what}. Lower the dropout or the threshold, or raise the degree.",
+                    self.names[lacking].tolist(),
+                )
+        return gives
+
+    def segments(
+        self, gives: NDArray[np.bool_], binding: Binding, schema: Schema, capacity: int, processes: int
+    ) -> list[Segment]:
+        """The work in parts of one size, as many for each process."""
+        size, margin = len(self.names), self.margin
+        seeds = np.frombuffer(secrets.token_bytes(2 * SEED_BYTES * size), np.uint8)
+        number = processes * math.ceil(size / (processes * _SEGMENT))
+        bounds = [size * i // number for i in range(number + 1)]
+        cut = []
+        for low, high in itertools.pairwise(bounds):
+            places = np.arange(low - margin, high + margin) % size
+            cut.append(
+                Segment(
+                    tuple(self.names[places].tolist()),
+                    seeds.reshape(size, 2, SEED_BYTES)[places],
+                    self.lost[places],
+                    gives[places],
+                    margin,
+                    self.threshold,
+                    binding,
+                    schema.to_bytes(),
+                    capacity,
+                )
+            )
+        return cut
+
+
+def _run(segments: list[Segment], processes: int) -> Iterator[Part]:
+    """Parts as they are done."""
+    if processes == 1:
+        yield from map(simulate_segment, segments)
+        return
+    # Spawned, not forked: a fork beside a thread that holds a lock would hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL))
+    try:
+        for done in as_completed([pool.submit(simulate_segment, segment) for segment in segments]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _joined(
+    parts: list[Part], survivors: int, work: dict[str, float], encoding: Encoding, processes: int
+) -> Summed:
+    """The end of the server's work: the sum of all, its masks taken off, compared with the clear one."""
+    for part in parts:
+        for what, seconds in part.seconds.items():
+            work[what] = work.get(what, 0.0) + seconds
+    began = time.process_time()
+    total = np.zeros(encoding.words, np.uint64)
+    clear, exact = np.zeros_like(total), np.zeros_like(parts[0].exact)
+    for part in parts:
+        total += part.total
+        total -= part.remaining
+        clear += part.clear
+        exact += part.exact
+    try:
+        close = np.array_equal(encoding.decode(total, survivors).values[FIELD], exact)
+    except EncodingError:  # the zero lane or the count lane is wrong
+        close = False
+    whole = sum(p.vectors for p in parts) == survivors and not any(p.unrecovered for p in parts)
+    work["decoding"] = time.process_time() - began
+    return Summed(
+        correct=bool(close and whole and np.array_equal(total, clear)),
+        survivors=survivors,
+        work=work,
+        peak_megabytes=megabytes() + (processes * max(p.megabytes for p in parts) if processes > 1 else 0.0),
+        pairs=sum(p.pairs for p in parts),
+        recovered=sum(p.recovered for p in parts),
+    )

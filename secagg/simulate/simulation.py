@@ -1,0 +1,154 @@
+"""Simulation: a round of any number of clients in this process and its workers, against the clear sum.
+
+Small cohorts are real clients and a real server. For large ones only what makes the sum is computed for every
+client, and the rest is measured on one neighbourhood: `secagg.simulate.outcome.COMPUTED` says which is which.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+import numpy as np
+
+from ..encoding import Encoding
+from ..graph import Plan, failure_bound, plan, privacy_bound, smallest_sum
+from ..messages import MAX_CLIENTS
+from ..policy import Policy
+from .batched import draw_losses, sum_by_segments
+from .machines import STAGES, Progress
+from .outcome import Simulation
+from .parties import estimate_parties, sum_by_machines
+from .segment import field_schema
+
+MACHINES_UP_TO: Final = 150
+"""Clients that are simulated by real machines where nothing else is asked for: some 10 s."""
+
+
+def simulate(
+    clients: int,
+    entries: int = 1000,
+    dropout: float = 0.1,
+    *,
+    colluders: float = 0.05,
+    degree: int | None = None,
+    threshold: int | None = None,
+    bits: int = 16,
+    lost_at: str | None = None,
+    machines: bool | None = None,
+    processes: int | None = None,
+    estimate: bool = True,
+    progress: Progress | None = None,
+) -> Simulation:
+    """Simulate a round of secure aggregation, and compare what it releases with the clear sum.
+
+    It protects nobody from this process and its workers: they hold all values and keys. All secrets are drawn
+    from the operating system's randomness, as clients would draw them, and none is written to a file.
+
+    Args:
+        clients: How many are offered the round, 5..2^17.
+        entries: Numbers in each one's vector.
+        dropout: Fraction of them that is lost, in [0, 1).
+        colluders: Fraction of them that may work with the server, in [0, 1).
+        degree: Neighbours of a client, even; 0 for all the others. By default `secagg.graph.plan` says.
+        threshold: Shares that give a secret back; to be given with `degree`.
+        bits: Bits of a number.
+        lost_at: One of `STAGES` at which all are lost that are; by default all stages alike.
+        machines: True to run real clients and a real server whatever the size; False never to; by default
+            for cohorts of up to 150 and for complete graphs.
+        processes: Worker processes for large cohorts; by default one a core.
+        estimate: Whether to estimate, for large cohorts, what the round would cost a real client and server.
+        progress: Called with what is done and the fraction of it.
+
+    Returns:
+        What the round gave and cost; look at `correct` first.
+
+    Raises:
+        ValueError: If an argument is out of its range, or no graph stands so many colluders and losses.
+        PolicyError: If degree and threshold do not protect the clients from so many colluders.
+        CohortError: If too few are left.
+        SchemaError: If `bits` or `entries` do not fit.
+
+    Example:
+        >>> done = simulate(20, entries=10, dropout=0.2)
+        >>> done.correct, done.survivors, done.degree
+        (True, 17, 0)
+    """
+    began = time.perf_counter()
+    chosen = _plan(clients, entries, dropout, colluders, degree, threshold)
+    if lost_at is not None and lost_at not in STAGES:
+        raise ValueError(f"Expected lost_at as one of {STAGES}, got {lost_at!r}.")
+    if machines is False and not chosen.degree:
+        raise ValueError(
+            f"Expected a graph with few neighbours for a round without machines, got the complete one for "
+            f"{clients} clients. Give degree= and threshold=, or leave machines= out."
+        )
+    schema = field_schema(entries, bits)
+    policy = Policy(
+        threshold_fraction=chosen.fraction,
+        colluders=colluders,
+        sparse=chosen.degree > 0,
+        max_clients=MAX_CLIENTS,
+    )
+    names = tuple(f"c{i:06d}" for i in range(clients))
+    lost = draw_losses(clients, dropout, lost_at)
+    client = server = None
+    if machines or (machines is None and (not chosen.degree or clients <= MACHINES_UP_TO)):
+        method, processes = "machines", 1
+        summed, client, server = sum_by_machines(names, lost, chosen, schema, policy, progress)
+    else:
+        method, processes = "segments", processes or len(os.sched_getaffinity(0))
+        summed = sum_by_segments(
+            names, lost, chosen.degree, chosen.threshold, schema, policy, processes, progress
+        )
+        if estimate:
+            here = int(np.count_nonzero(lost > STAGES.index("advert")))
+            client, server = estimate_parties(clients, here, chosen, schema, summed.work, progress)
+    return Simulation(
+        correct=summed.correct,
+        clients=clients,
+        entries=entries,
+        words=Encoding(schema, clients).words,
+        survivors=summed.survivors,
+        lost={stage: int(np.count_nonzero(lost == place)) for place, stage in enumerate(STAGES)},
+        degree=chosen.degree,
+        threshold=chosen.threshold,
+        colluders=colluders,
+        privacy=chosen.privacy,
+        failure=chosen.failure,
+        method=method,
+        processes=processes,
+        seconds=time.perf_counter() - began,
+        work=summed.work,
+        pairs=summed.pairs,
+        recovered=summed.recovered,
+        peak_megabytes=summed.peak_megabytes,
+        client=client,
+        server=server,
+    )
+
+
+def _plan(
+    clients: int, entries: int, dropout: float, colluders: float, degree: int | None, threshold: int | None
+) -> Plan:
+    """The plan asked for, or the one that is needed."""
+    if not 5 <= clients <= MAX_CLIENTS or entries < 1:
+        raise ValueError(
+            f"Expected 5..{MAX_CLIENTS} clients and at least 1 entry, got clients={clients} and "
+            f"entries={entries}."
+        )
+    if (degree is None) != (threshold is None):
+        raise ValueError(f"Expected degree and threshold together, got {degree} and {threshold}.")
+    if degree is None or threshold is None:
+        return plan(clients, colluders=colluders, dropout=dropout)
+    holders = degree + 1 if degree else clients
+    return Plan(
+        clients,
+        degree,
+        threshold,
+        threshold / holders,
+        privacy_bound(clients, degree, threshold, colluders),
+        failure_bound(clients, degree, threshold, dropout),
+        smallest_sum(clients, degree, threshold, colluders),
+    )
