@@ -202,7 +202,7 @@ class Plan:
         fraction: ``threshold / holders``: what an offer names.
         privacy: Bound on the probability that the server ever learns more than one sum a round.
         failure: Bound on the probability that a round of honest parties fails for lack of shares.
-        smallest_sum: Honest clients that are at least in whatever sum a malicious server learns.
+        smallest_sum: Honest clients that are at least in whatever sum the server learns.
     """
 
     num_clients: int
@@ -254,6 +254,8 @@ def plan(
         raise ValueError(f"Expected targets in (0, 1), got privacy={privacy}, failure={failure}.")
     found = _sparse(num_clients, colluders, dropout, privacy, failure, malicious, draws)
     degree, t = found or (0, _complete_threshold(num_clients, colluders, dropout, malicious))
+    corrupt, dropped = (_count("", fraction, num_clients) for fraction in (colluders, dropout))
+    honest_survivors = num_clients - dropped - corrupt
     return Plan(
         num_clients,
         degree,
@@ -261,7 +263,7 @@ def plan(
         t / _holders(num_clients, degree),
         privacy_bound(num_clients, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws),
         failure_bound(num_clients, degree, t, dropout),
-        smallest_sum(num_clients, degree, t, colluders),
+        smallest_sum(num_clients, degree, t, colluders) if malicious else honest_survivors,
     )
 
 
