@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ WORTH_THREADS: Final = 1 << 24
 """Keystream bytes below which a second thread takes longer to wake than it saves. Measured."""
 _AES_BLOCK: Final = 16
 _CACHE_LINE: Final = 64
+_DRAWS: Final = 1 << 14
+_STEP: Final = np.float32(2**-24)
 _ZEROS: Final = bytes(BLOCK_BYTES)
 _FROM_ZERO: Final = modes.CTR(bytes(_AES_BLOCK))
 
@@ -155,6 +158,37 @@ class MaskStream(Secret):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class KeystreamRounding(Secret):
+    """Uniform draws for stochastic rounding, as `Encoding` takes them, from a keystream of their own.
+
+    Draws are half of the time of encoding, and these take half the time of numpy's fastest generator.
+
+    Guarantees:
+        - Draws are independent of each other and of all masks, as far as AES-CTR is a keystream.
+        - The same key gives the same draws.
+
+    Args:
+        key: AES key, 16 or 32 bytes; fresh from the operating system unless given.
+    """
+
+    __slots__ = ("_room", "_stream")
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._stream = keystream(os.urandom(CIPHER_KEY_BYTES["AES-128"]) if key is None else key)
+        self._room = _aligned(_DRAWS * 4 + _AES_BLOCK)
+
+    def random(self, *, dtype: type[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fill `out`, contiguous and flat, with multiples of 2^-24 in [0, 1), each equally likely."""
+        for low in range(0, out.size, _DRAWS):
+            drawn = out[low : low + _DRAWS]
+            self._stream.update_into(memoryview(_ZEROS)[: drawn.nbytes], self._room.data)
+            integers: NDArray[Any] = self._room[: drawn.nbytes].view("<u4")
+            np.right_shift(integers, 8, out=integers)
+            np.copyto(drawn, integers.view("<i4"), casting="unsafe")  # Exact: 24 bits.
+            np.multiply(drawn, _STEP, out=drawn)
+        return out
 
 
 def keystream(key: bytes, start: int = 0) -> CipherContext:

@@ -16,11 +16,22 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import secagg.masks
 from secagg import RoundReused
-from secagg.masks import BATCH, BLOCK_BYTES, WORTH_THREADS, Mask, Masks, add_keystreams, add_masks, keystream
-from tests.statistical import assert_rejects
+from secagg.masks import (
+    BATCH,
+    BLOCK_BYTES,
+    WORTH_THREADS,
+    KeystreamRounding,
+    Mask,
+    Masks,
+    add_keystreams,
+    add_masks,
+    keystream,
+)
+from tests.statistical import assert_distribution, assert_rejects, assert_uniform_bits
 
 BLOCK_WORDS = BLOCK_BYTES // 8
 SIZES = [0, 1, 2, 7, 100_003, BLOCK_WORDS - 1, BLOCK_WORDS, BLOCK_WORDS + 1, 3 * BLOCK_WORDS + 5]
@@ -261,6 +272,37 @@ assert np.array_equal(masked(), before)
 def test_threads_work_on_both_sides_of_a_fork():
     """A pool that outlived its call would hang in the child."""
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
+
+
+# ---- draws for rounding -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 50) | st.sampled_from([16_383, 16_384, 16_385, 40_000]), max_size=6))
+@settings(max_examples=30)
+def test_draws_are_the_high_bits_of_the_keystream(sizes):
+    """As many as are asked for, and the next call goes on from there."""
+    key = os.urandom(16)
+    draws = KeystreamRounding(key)
+    drawn = [draws.random(dtype=np.float32, out=np.empty(size, np.float32)) for size in sizes]
+    integers = stream_words(key, sum(sizes) // 2 + 1).astype("<u8").view("<u4")[: sum(sizes)]
+    expected = [(int(integer) >> 8) / 2**24 for integer in integers]
+    assert np.concatenate([np.empty(0), *drawn]).tolist() == expected
+
+
+def test_draws_are_uniform_and_never_one():
+    draws = KeystreamRounding(b"insecure test ke").random(dtype=np.float32, out=np.empty(200_000, np.float32))
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    bits = (draws * 2**24).astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]
+    assert_distribution(draws, stats.uniform.cdf)
+    assert_uniform_bits(bits)
+    assert_rejects(assert_distribution, draws**1.05, stats.uniform.cdf)
+    assert_rejects(assert_uniform_bits, bits & np.uint8(0xFE))
+
+
+def test_two_sources_of_draws_differ():
+    first, second = (KeystreamRounding().random(dtype=np.float32, out=np.empty(9, np.float32)) for _ in "ab")
+    assert not np.any(first == second), "Two of 2^24 values are equal with probability 9 / 2^24."
 
 
 # ---- once -------------------------------------------------------------------------------------------------
