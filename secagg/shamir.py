@@ -34,6 +34,8 @@ _CUTS: Final = ((0, 11), (11, 10), (21, 10))
 """Where a residue is cut into pieces: first bit and length."""
 _EXACT: Final = 2**11
 """Products of 31 and 11 bits that add up to less than 2^53, where float64 stops counting."""
+_ONE_THREAD: Final = 2**18
+"""Products in one call of a matrix product."""
 _BLOCK: Final = 2**20
 """Numbers in a block of work, so that memory stays bounded however many holders and secrets there are."""
 
@@ -294,7 +296,7 @@ def _product(left: _Floats, right: NDArray[np.integer]) -> Shares:
         pieces = np.empty((block.shape[0], len(_CUTS), columns))
         for k, (first, length) in enumerate(_CUTS):
             pieces[:, k] = block >> first & (1 << length) - 1
-        sums = left[:, start : start + _EXACT] @ pieces.reshape(block.shape[0], -1)
+        sums = _sums(left[:, start : start + _EXACT], pieces.reshape(block.shape[0], -1))
         sums = _remainder(sums).reshape(rows, len(_CUTS), columns)
         for k, (first, _) in enumerate(_CUTS):
             total += sums[:, k] * float(1 << first)  # below 2^31 + 2^42 + 2^52
@@ -303,6 +305,25 @@ def _product(left: _Floats, right: NDArray[np.integer]) -> Shares:
     total[total < 0] += PRIME
     total[total >= PRIME] -= PRIME
     return total.astype(np.uint32)
+
+
+def _sums(left: _Floats, right: _Floats) -> _Floats:
+    """``left @ right`` in parts that one thread does.
+
+    OpenBLAS wakes its threads for more than 2^18 products. Where other work keeps the processors busy,
+    waiting for them takes ten times as long as the products do.
+    """
+    (rows, inner), columns = left.shape, right.shape[1]
+    width = min(columns, max(8, _ONE_THREAD // (16 * inner)))
+    height = min(rows, _ONE_THREAD // (inner * max(1, width)))
+    whole = rows - rows % height
+    found = np.empty((rows, columns))
+    for start in range(0, columns, width):
+        part = np.ascontiguousarray(right[:, start : start + width])
+        above = np.matmul(left[:whole].reshape(-1, height, inner), part)
+        found[:whole, start : start + width] = above.reshape(whole, -1)
+        found[whole:, start : start + width] = left[whole:] @ part
+    return found
 
 
 def _remainder(numbers: _Floats) -> _Floats:
