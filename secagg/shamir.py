@@ -314,8 +314,8 @@ def _sums(left: _Floats, right: _Floats) -> _Floats:
     waiting for them takes ten times as long as the products do.
     """
     (rows, inner), columns = left.shape, right.shape[1]
-    width = min(columns, max(8, _ONE_THREAD // (16 * inner)))
-    height = min(rows, _ONE_THREAD // (inner * max(1, width)))
+    width = min(max(1, columns), max(8, _ONE_THREAD // (16 * inner)))
+    height = min(rows, _ONE_THREAD // (inner * width))
     whole = rows - rows % height
     found = np.empty((rows, columns))
     for start in range(0, columns, width):
@@ -336,15 +336,19 @@ def _remainder(numbers: _Floats) -> _Floats:
 
 
 @lru_cache(maxsize=8)
-def _factorials(up_to: int) -> tuple[_Residues, _Residues]:
-    """0! to `up_to`! and their inverses."""
-    factorials, inverses = [1], [1]
-    for k in range(1, up_to + 1):
+def _factorial_table(size: int) -> tuple[_Residues, _Residues]:
+    factorials = [1]
+    for k in range(1, size):
         factorials.append(factorials[-1] * k % PRIME)
     inverses = [pow(factorials[-1], -1, PRIME)]
-    for k in range(up_to, 0, -1):
+    for k in range(size - 1, 0, -1):
         inverses.append(inverses[-1] * k % PRIME)
     return np.array(factorials, np.int64), np.array(inverses[::-1], np.int64)
+
+
+def _factorials(up_to: int) -> tuple[_Residues, _Residues]:
+    """0! to `up_to`! and more, and their inverses; of a few sizes, so that tables are seldom made."""
+    return _factorial_table(1 << up_to.bit_length())
 
 
 @lru_cache(maxsize=4)
@@ -375,7 +379,9 @@ def _weights_at_zero(points: tuple[int, ...]) -> _Residues:
     factorials, inverses = _factorials(top)
     weights = inverses[places] * inverses[top - places] % PRIME * factorials[top] % PRIME
     weights[places % 2 == 0] *= -1
-    absent = np.setdiff1d(np.arange(1, top + 1), places)
+    is_absent = np.ones(top + 1, np.bool_)
+    is_absent[0] = is_absent[places] = False
+    absent = np.flatnonzero(is_absent)
     weights = weights % PRIME * _products_of_differences(absent, places) % PRIME
     scale = pow(_product_of(absent.tolist()), -1, PRIME)
     return np.asarray(weights * scale % PRIME)
