@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 from random import Random
 
@@ -16,9 +17,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secagg import Identity
 from secagg.ephemeral import _exchange as exchange
-from secagg.errors import IdentityError
+from secagg.errors import IdentityError, MessageError
 from secagg.keys import hkdf, verify_signature
 from secagg.masks import add_keystreams, keystream
+from secagg.messages import KINDS, open_sealed
 from tests.vectors import make_secagg_protocol as generator
 from tests.vectors import verify_secagg_protocol as reference
 
@@ -155,6 +157,71 @@ def test_the_second_implementation_and_msgspec_agree_on_msgpack(value):
     assert reference.unpacked(encoded) == value
     with pytest.raises((reference.MismatchError, *reference.MALFORMED)):
         reference.unpacked(encoded + b"\0")
+
+
+SESSION, HASH = b"\xc4\x10" + bytes(16), b"\xc4\x20" + bytes(32)
+CONSISTENCY = SESSION + b"\x07\xa2c0" + HASH + HASH
+ADVERT = SESSION + b"\x07\xa2c0" + 3 * HASH + 2 * b"\xc4\0" + HASH
+OFFER = b"\x9a" + SESSION + b"\x07\xa0\xc4\x01s"
+REST_OF_OFFER = b"\0\xa7AES-128\xc2"
+TWO_THIRDS = b"\xcb" + struct.pack(">d", 2 / 3)
+REFUSED = {
+    "a header that says it is longer": (7, b"\x95" + CONSISTENCY[:-1]),
+    "a byte after the header": (7, b"\x95" + CONSISTENCY + b"\0"),
+    "an entry too many": (7, b"\x96" + CONSISTENCY + b"\0"),
+    "an entry too few": (7, b"\x94" + CONSISTENCY[:-34]),
+    "text for bytes": (7, b"\x95\xb0" + CONSISTENCY[2:]),
+    "a float for an integer": (7, b"\x95" + SESSION + b"\xcb" + struct.pack(">d", 7) + CONSISTENCY[19:]),
+    "a round too large": (7, b"\x95" + SESSION + b"\xcf\0\x20" + bytes(6) + CONSISTENCY[19:]),
+    "a hash too short": (7, b"\x95" + CONSISTENCY[:-34] + b"\xc4\x1f" + bytes(31)),
+    "a field without a name": (1, b"\x9c" + ADVERT + b"\x81\xa0" + HASH + b"\x80\x80"),
+    "a hash of a field too long": (1, b"\x9c" + ADVERT + b"\x81\xa1x\xc4\x21" + bytes(33) + b"\x80\x80"),
+    "no value": (1, b"\x9c" + ADVERT + b"\x80\x81\xa1x\xc0\x80"),
+    "a list for a value": (1, b"\x9c" + ADVERT + b"\x80\x81\xa1x\x90\x80"),
+    "bytes among values that are none": (1, b"\x9c" + ADVERT + b"\x80\x81\xa1x\xc4\0\x80"),
+    "text among bytes": (1, b"\x9c" + ADVERT + b"\x80\x80\x81\xa1x\xa0"),
+    "a capacity of none": (0, OFFER + b"\0\5" + TWO_THIRDS + REST_OF_OFFER),
+    "a fraction above one": (0, OFFER + b"\5\5\xcb" + struct.pack(">d", 1.5) + REST_OF_OFFER),
+    "a fraction that is no number": (0, OFFER + b"\5\5\xcb\x7f\xf8" + bytes(6) + REST_OF_OFFER),
+    "an odd degree": (0, OFFER + b"\5\5" + TWO_THIRDS + b"\3" + REST_OF_OFFER[1:]),
+    "another cipher": (0, OFFER + b"\5\5" + TWO_THIRDS + REST_OF_OFFER.replace(b"128", b"192")),
+    "a number for a truth value": (0, OFFER + b"\5\5" + TWO_THIRDS + REST_OF_OFFER[:-1] + b"\1"),
+}
+
+
+def signed(kind, header):
+    """A message with this header, signed as it is; and the signer's public key."""
+    body, identity = reference.u32(len(header)) + header, Identity("c0", bytes(32))
+    digest = reference.message_digest(reference.KINDS[kind], body)
+    signature = identity.sign(reference.L("secagg signed message", digest))
+    return reference.MAGIC + bytes([kind]) + signature + body, identity.public_key
+
+
+def opened(kind, header):
+    data, key = signed(kind, header)
+    return open_sealed(data, tuple(KINDS), {"c0": key, "": key}, 10**6).message
+
+
+def test_headers_made_by_hand_are_read_alike():
+    """The good ones of which those below are changes."""
+    for kind, header in (
+        (7, b"\x95" + CONSISTENCY),
+        (1, b"\x9c" + ADVERT + b"\x81\xa1x" + HASH + b"\x81\xa1y\xc3" + b"\x81\xa1z\xc4\0"),
+        (0, OFFER + b"\5\5" + TWO_THIRDS + REST_OF_OFFER),
+    ):
+        message = reference.read_message(signed(kind, header)[0])
+        ours = opened(kind, header)
+        names = ours.__struct_fields__
+        assert {name: getattr(ours, name) for name in names[3:]} == message.entries
+        assert (ours.session, ours.round, ours.sender) == (message.session, message.round, message.sender)
+
+
+@pytest.mark.parametrize(("kind", "header"), REFUSED.values(), ids=REFUSED)
+def test_both_implementations_refuse(kind, header):
+    with pytest.raises(MessageError):
+        opened(kind, header)
+    with pytest.raises((reference.MismatchError, *reference.MALFORMED)):
+        reference.read_message(signed(kind, header)[0])
 
 
 # The protocol ---------------------------------------------------------------------------------------------

@@ -570,7 +570,7 @@ SETTINGS = [
     ),
     Setting(
         "sparse graph, clients lost at every stage",
-        [f"c{i}" for i in range(42)],
+        [f"c{i}" for i in range(40)],
         Policy(min_clients=3, allow_three=True, cipher="AES-256", colluders=0, sparse=True),
         {
             "c3": "advert",
@@ -580,8 +580,8 @@ SETTINGS = [
             "c30": "consistency",
             "c5": "unmask",
         },
-        degree=8,
-        beacon=fixed("beacon of the sparse round", 64),
+        degree=6,
+        beacon=fixed("beacon of the sparse round 3", 64),
     ),
     Setting(
         "hybrid keys, one client lost before its vector",
@@ -655,6 +655,7 @@ def round_case(setting: Setting) -> Case:
         },
         "messages": messages,
         "survivors": list(result.survivors),
+        "transcript": result.transcript.hex(),
         "sum": total.astype("<u8").tobytes().hex(),
     }
 

@@ -577,7 +577,6 @@ ENTRIES: dict[str, dict[str, type]] = {
 KINDS = list(ENTRIES)
 TAILED = {"Shares", "Delivery", "Masked", "Agreement", "Unmask"}
 FROM_SERVER = {"Offer", "RosterMessage", "Delivery", "Survivors", "Agreement"}
-SIZES = {"roster": 32, "seed": 32, "offer": 32, "mask_key": 32, "transport_key": 32, "context": 32}
 
 
 class Message(NamedTuple):
@@ -605,6 +604,40 @@ def message_digest(kind: str, body: bytes) -> bytes:
     return hashlib.sha256(MAGIC + bytes([KINDS.index(kind)]) + body).digest()
 
 
+def is_in_range(kind: str, name: str, value: Any) -> bool:
+    """Whether an entry of the right type is one that the page allows."""
+    if name in ("roster", "seed", "offer", "mask_key", "transport_key", "context"):
+        return len(value) == 32
+    if name == "survivors" and kind != "Survivors":  # its hash, not the set
+        return len(value) == 32
+    if name in ("same", "public", "public_bytes"):
+        kinds = {"same": (bytes,), "public": (str, int, float, bool), "public_bytes": (bytes,)}[name]
+        fields = all(type(field) is str and 1 <= len(field) <= 128 for field in value)
+        sizes = all(len(x) == 32 if name == "same" else is_short(x) for x in value.values())
+        return fields and len(value) <= 4096 and sizes and all(type(x) in kinds for x in value.values())
+    match name:
+        case "capacity" | "min_clients":
+            return bool(1 <= value <= 2**31)
+        case "threshold_fraction":
+            return bool(0 <= value <= 1)
+        case "degree":
+            return bool(0 <= value <= 2**17 and value % 2 == 0)
+        case "cipher":
+            return value in ("AES-128", "AES-256")
+        case "mask_kem" | "transport_kem":
+            return len(value) in (0, 1184)
+        case "start":
+            return bool(value >= 0)
+        case _:
+            return True
+
+
+def is_short(value: Any) -> bool:
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    return type(value) not in (str, bytes) or len(value) <= 4096
+
+
 def read_message(data: bytes) -> Message:
     """Take a message apart, strictly; the signature is not yet checked."""
     need(data[:4] == MAGIC and len(data) >= 73 and data[4] < len(KINDS), "magic and kind")
@@ -622,7 +655,8 @@ def read_message(data: bytes) -> Message:
     need(kind in TAILED or not tail, "a tail only where one belongs")
     for name, value in entries.items():
         need(type(value) is ENTRIES[kind][name], f"type of {name}")
-        need(len(value) == SIZES[name] if name in SIZES else True, f"length of {name}")
+        if not is_in_range(kind, name, value):
+            raise MismatchError(f"range of {name}")
     digest = message_digest(kind, body)
     return Message(kind, session, number, sender, entries, tail, signature, digest)
 
@@ -1208,8 +1242,14 @@ class Round:
         total = combined(total, masks)
         equal(total[:2], [0, len(self.survivors)], "words 0 and 1 of the sum")
         equal(total, words_of(raw(self.case["sum"])), "sum")
+        digests = (self.vector_digest(u) for u in self.survivors)
+        equal(H("transcript", self.agreed, *digests), raw(self.case["transcript"]), "transcript")
         survivors = [(1, self.words[u]) for u in self.survivors]
         equal(total, combined([0] * self.length, survivors), "sum of the survivors' words")
+
+    def vector_digest(self, u: str) -> bytes:
+        digests = [m.digest for m in self.sent["Masked"][u]]
+        return digests[0] if len(digests) == 1 else H("parts", *digests)
 
     def server_self_mask(self, u: str) -> Words:
         seed = self.recovered(u)
