@@ -7,6 +7,7 @@ lane) that no mask is on them any more: whoever calls it with too little gets th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,22 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from secagg import Client, Encoding, Identity, MemoryRegister, Policy, Roster, Schema, counted, shamir, summed
-from secagg.cohort import adverts_of, hash_roster, hash_survivors, public_keys
+from secagg import (
+    Client,
+    Encoding,
+    Identity,
+    MemoryRegister,
+    Policy,
+    Roster,
+    RoundAborted,
+    Schema,
+    counted,
+    shamir,
+    summed,
+)
+from secagg.cohort import adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys
 from secagg.ephemeral import Binding, MaskKey, PublicKeys, pair_mask_key, self_mask_key
-from secagg.graph import threshold
+from secagg.graph import Graph, draw, threshold
 from secagg.masks import CIPHER_KEY_BYTES, Mask, add_masks
 from secagg.messages import (
     KINDS,
@@ -63,6 +76,7 @@ class Seen:
     vectors: dict[str, list[Opened]] = field(default_factory=dict)
     signatures: dict[tuple[str, frozenset[str]], bytes] = field(default_factory=dict)
     shares: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    beacon: bytes = b""
     seeds: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     @property
@@ -71,7 +85,12 @@ class Seen:
 
     @property
     def roster(self) -> bytes:
-        return hash_roster(self.digest, self.adverts)
+        roster = hash_roster(self.digest, self.adverts)
+        return bind_beacon(roster, self.beacon) if self.beacon else roster
+
+    @property
+    def graph(self) -> Graph:
+        return draw(self.names, self.offer.degree, self.roster)
 
     @property
     def publics(self) -> dict[str, PublicKeys]:
@@ -115,10 +134,6 @@ class Attacker:
     @property
     def names(self) -> list[str]:
         return list(self.people)
-
-    @property
-    def t(self) -> int:
-        return threshold(self.now.offer.threshold_fraction, len(self.now.names))
 
     def sign(self, message: Message, tail: Any = b"") -> bytes:
         """The server's signature is the attacker's."""
@@ -178,6 +193,9 @@ class Attacker:
         message = self.roster_message()
         for name in self.now.names if names is None else names:
             sealed = self.clients[name].receive(message)
+            if self.now.beacon:
+                assert sealed is None
+                sealed = self.clients[name].draw_graph(self.now.beacon)
             assert sealed is not None
             self.now.boxes[name] = self.opened(sealed)
 
@@ -185,13 +203,13 @@ class Attacker:
         """What `sender` sealed for `receiver`."""
         seen = seen or self.now
         size = box_bytes(seen.offer.hybrid)
-        place = [name for name in seen.names if name != sender].index(receiver)
+        place = seen.graph.neighbours(sender).index(receiver)
         return bytes(seen.boxes[sender].tail[place * size : (place + 1) * size])
 
     def delivery(self, receiver: str, senders: Iterable[str], boxes: Mapping[str, bytes] = {}) -> bytes:
         """The boxes of `senders`, or what the attacker puts in their place."""
         chosen = set(senders)
-        peers = [name for name in self.now.names if name != receiver]
+        peers = self.now.graph.neighbours(receiver)
         present = Delivery(*self.head(), roster=self.now.roster, present=to_bits(peers, chosen))
         sealed = (boxes.get(name) or self.box(name, receiver) for name in peers if name in chosen)
         return self.sign(present, b"".join(sealed))
@@ -199,12 +217,26 @@ class Attacker:
     def deliver(self, senders: Mapping[str, Iterable[str]] | None = None) -> None:
         """Stage 3: to each client the boxes of everybody, or of whom the attacker names."""
         for name in self.now.boxes:
-            chosen = set((senders or {}).get(name, self.now.boxes)) - {name}
-            assert self.clients[name].receive(self.delivery(name, chosen)) is None
+            chosen = set((senders or {}).get(name, self.now.boxes)) & {*self.now.graph.neighbours(name)}
+            message = self.delivery(name, chosen)
             self.now.delivered[name] = tuple(sorted({*chosen, name}))
             if name in self.corrupt:
-                for owner, both in self.clients[name]._round.secrets._shares.items():
-                    self.take_shares(name, owner, both)
+                self.open_boxes(name, chosen)
+                with contextlib.suppress(
+                    RoundAborted
+                ):  # What a machine refuses, its owner reads all the same.
+                    self.clients[name].receive(message)
+                continue
+            assert self.clients[name].receive(message) is None
+
+    def open_boxes(self, name: str, senders: Iterable[str]) -> None:
+        """Read both shares out of every box for a corrupt client, and out of its memory its own."""
+        secrets, publics = self.clients[name]._round.secrets, self.now.publics
+        self.take_shares(name, name, secrets._shares[name])
+        for sender in senders:
+            box, binding = self.box(sender, name), self.binding(self.now)
+            plain = secrets._transport.open(name, sender, publics[sender], binding, box)
+            self.take_shares(name, sender, np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS))
 
     def take_shares(self, holder: str, owner: str, both: Any) -> None:
         for which in (SELF_SEED, MASK_SEED):
@@ -284,11 +316,12 @@ class Attacker:
         if (owner, which) in seen.seeds:
             return seen.seeds[owner, which]
         held = seen.shares.get((owner, which), {})
-        t = threshold(seen.offer.threshold_fraction, len(seen.names))
+        order = seen.graph.holders(owner)
+        t = threshold(seen.offer.threshold_fraction, len(order))
         if len(held) < t:
             return None
         holders = sorted(held)[:t]
-        points = [1 + seen.names.index(name) for name in holders]
+        points = [1 + order.index(name) for name in holders]
         return shamir.reconstruct(points, np.stack([held[name] for name in holders])[:, None, :])[0]
 
     def binding(self, seen: Seen) -> Binding:
