@@ -304,9 +304,9 @@ def pair_case(cipher: str, hybrid: bool, names: tuple[str, str]) -> Case:
             publics[source.who] = PublicKeys(own.public, x25519, own.kem_public, kem)
         source.who, (u, v) = names[0], names
         plain = fixed(f"{label}: shares", 72)
-        box = transports[u].seal(u, v, publics[v], bound, plain)
+        box, receipt = transports[u].seal(u, v, publics[v], bound, plain)
         sealed = masks[u].seal_contribution(u, v, publics[v], bound) if hybrid else b""
-    assert transports[v].open(v, u, publics[u], bound, box) == plain
+    assert transports[v].open(v, u, publics[u], bound, box) == (plain, receipt)
     given = {u: masks[u].contribution(v), v: masks[v].contribution(u)} if hybrid else {u: b"", v: b""}
     sides = [(name, publics[name], given[name]) for name in names]
     key = pair_mask_key(masks[u].exchange(publics[v].mask), sides[0], sides[1], bound, length)
@@ -337,6 +337,7 @@ def pair_case(cipher: str, hybrid: bool, names: tuple[str, str]) -> Case:
         "plain": plain.hex(),
         "sealed": sealed.hex(),
         "box": box.hex(),
+        "receipt": receipt.hex(),
     }
 
 
@@ -451,10 +452,11 @@ def message_cases() -> Iterator[Case]:
         (server, RosterMessage(*theirs, adverts), b""),
         (client, Shares(*mine, roster, hashed), tail[:176]),
         (server, Delivery(*theirs, roster, b"\x05"), tail[:176]),
-        (client, Masked(*mine, roster, 2**20), tail),
+        (client, Masked(*mine, roster, 0, fixed("receipts", 48)), tail),
+        (client, Masked(*mine, roster, 2**20, b""), tail),
         (server, Survivors(*theirs, roster, b"\xfe\xff\x01"), b""),
         (client, Consistency(*mine, roster, hashed), b""),
-        (server, Agreement(*theirs, roster, b"\x81\x01"), tail[:192]),
+        (server, Agreement(*theirs, roster, b"\x81\x01"), tail[:208]),
         (client, Unmask(*mine, roster, hashed), tail[:108]),
     ):
         yield message_case(identity, message, rest)

@@ -568,7 +568,7 @@ ENTRIES: dict[str, dict[str, type]] = {
     "RosterMessage": {"adverts": list},
     "Shares": {"roster": bytes, "seed": bytes},
     "Delivery": {"roster": bytes, "present": bytes},
-    "Masked": {"roster": bytes, "start": int},
+    "Masked": {"roster": bytes, "start": int, "receipts": bytes},
     "Survivors": {"roster": bytes, "survivors": bytes},
     "Consistency": {"roster": bytes, "survivors": bytes},
     "Agreement": {"roster": bytes, "signers": bytes},
@@ -628,6 +628,8 @@ def is_in_range(kind: str, name: str, value: Any) -> bool:
             return len(value) in (0, 1184)
         case "start":
             return bool(value >= 0)
+        case "receipts":
+            return len(value) % 16 == 0
         case _:
             return True
 
@@ -723,10 +725,12 @@ def key_length(cipher: str) -> int:
 
 def box_key(
     keys: Keyring, secret: bytes, sender: tuple[str, Public], receiver: tuple[str, Public], ciphertext: bytes
-) -> bytes:
+) -> tuple[bytes, bytes]:
+    """The key of a box, and the receipt that opening it gives."""
     (u, a), (v, b) = sender, receiver
     publics = (a.transport, a.transport_kem, b.transport, b.transport_kem, ciphertext)
-    return hkdf(secret, keys.info("share box", (u, v), publics), 32)
+    derived = hkdf(secret, keys.info("share box", (u, v), publics), 48)
+    return derived[:32], derived[32:]
 
 
 def contribution_key(
@@ -923,15 +927,17 @@ def pair_key(keys: Keyring, cipher: str, clients: dict[str, Secrets]) -> bytes:
 BOX, CIPHERTEXT, SEALED = 88, 1088, 1136
 
 
-def open_box(keys: Keyring, box: bytes, sender: tuple[str, Public], receiver: tuple[str, Secrets]) -> bytes:
-    """The shares that `sender` sealed for `receiver`."""
+def open_box(
+    keys: Keyring, box: bytes, sender: tuple[str, Public], receiver: tuple[str, Secrets]
+) -> tuple[bytes, bytes]:
+    """The shares that `sender` sealed for `receiver`, and the receipt."""
     (u, a), (v, b) = sender, receiver
     hybrid = bool(b.transport_kem)
     ciphertext, sealed = box[: CIPHERTEXT * hybrid], box[CIPHERTEXT * hybrid :]
     secret = x25519(b.transport, a.transport)
     secret += kem_decapsulate(b.transport_kem, ciphertext) if hybrid else b""
-    key = box_key(keys, secret, sender, (v, b.public), ciphertext)
-    return gcm_open(key, sealed, keys.associated(u, v))
+    key, receipt = box_key(keys, secret, sender, (v, b.public), ciphertext)
+    return gcm_open(key, sealed, keys.associated(u, v)), receipt
 
 
 def open_contribution(
@@ -957,8 +963,9 @@ def check_pair(c: Case) -> None:
         equal(key, raw(expected["self_key"]), "key of a self mask")
         equal(aes_ctr(key, 64), raw(expected["self_stream"]), "keystream of a self mask")
     (u, a), (v, b) = clients.items()
-    plain = open_box(keys, raw(c["box"]), (u, a.public), (v, b))
+    plain, receipt = open_box(keys, raw(c["box"]), (u, a.public), (v, b))
     equal(plain, raw(c["plain"]), "shares in a box")
+    equal(receipt, raw(c["receipt"]), "receipt of a box")
     if b.transport_kem:
         opened = open_contribution(keys, raw(c["sealed"]), (u, a.public), (v, b.mask_seed, b.public))
         equal(opened, contribution(a.mask_seed, v), "contribution in its box")
@@ -1122,6 +1129,7 @@ class Round:
         size = BOX + (SEALED + CIPHERTEXT) * self.offer["hybrid"]
         self.boxes: dict[tuple[str, str], bytes] = {}
         self.shares: dict[tuple[str, str], tuple[bytes, bytes]] = {}  # (owner, holder): of b, of s
+        self.receipts: dict[tuple[str, str], bytes] = {}
         for u in self.senders("Shares"):
             m, secrets = self.only("Shares", u), self.clients[u]
             seed = H("self seed", self.session, u64(self.number), self.keys.roster, u, secrets.self_seed)
@@ -1129,14 +1137,14 @@ class Round:
             equal(len(m.tail), size * len(self.neighbours[u]), "length of the boxes")
             for at, v in enumerate(self.neighbours[u]):
                 self.boxes[u, v] = m.tail[at * size : (at + 1) * size]
-                plain = self.opened(u, v)
+                plain, self.receipts[u, v] = self.opened(u, v)
                 equal(len(plain), 72, "length of two shares")
                 self.shares[u, v] = plain[:36], plain[36:]
             self.check_polynomial(u)
         known = [name for name, secrets in self.clients.items() if secrets.self_seed]
         equal(self.senders("Shares"), known, "self-mask seeds of those who shared them, and of nobody else")
 
-    def opened(self, u: str, v: str) -> bytes:
+    def opened(self, u: str, v: str) -> tuple[bytes, bytes]:
         box, receiver = self.boxes[u, v], self.clients[v]
         if self.offer["hybrid"]:
             end = (v, receiver.mask_seed, self.public[v])
@@ -1182,6 +1190,8 @@ class Round:
             words: Words = []
             for m in self.sent["Masked"][u]:
                 equal(m.entries["start"], len(words), "place of the first word")
+                receipts = b"" if words else b"".join(self.receipts[v, u] for v in self.peers[u])
+                equal(m.entries["receipts"], receipts, "receipts")
                 words += words_of(m.tail)
             key = self_mask_key(
                 self.keys, self.offer["cipher"], self.clients[u].self_seed, u, self.public[u].mask
@@ -1210,8 +1220,9 @@ class Round:
             m = self.only("Agreement", u)
             signers = members_of(m.entries["signers"], self.holders[u])
             need(len(signers) >= self.threshold[u] and set(signers) <= set(self.survivors), "enough signers")
-            signatures = (self.only("Consistency", v).signature for v in signers)
-            equal(m.tail, b"".join(signatures), "signatures")
+            tail = [self.only("Consistency", v).signature for v in signers]
+            tail += [self.receipts[u, v] for v in self.neighbours[u] if v in self.survivors]
+            equal(m.tail, b"".join(tail), "signatures and receipts")
         for u in self.senders("Unmask"):
             m = self.only("Unmask", u)
             equal(m.entries["survivors"], self.agreed, "survivors that are unmasked")
