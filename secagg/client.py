@@ -29,7 +29,7 @@ import numpy as np
 
 from .cohort import Statement, adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys, verify_alike
 from .encoding import Encoding, Words
-from .ephemeral import Binding
+from .ephemeral import RECEIPT_BYTES, Binding
 from .errors import (
     CohortError,
     EncodingError,
@@ -124,7 +124,8 @@ class Client(Secret):
           inconsistent is given up: its keys are dropped and nothing more of it is sent.
         - It signs one set of survivors a round, ever, and gives of each peer one share, ever: of what takes a
           survivor's self mask off, or a dropped peer's pair masks.
-        - It gives shares only after as many of its own holders signed the same set as the threshold says.
+        - It gives shares only after as many of its own holders signed the same set as the threshold says, and
+          only if all surviving neighbours prove that they have put their masks with it on.
         - Secrets of a round live in memory only: whoever restarts is out of the round that was under way.
         - No repr, pickle or error holds a key or a value.
 
@@ -307,7 +308,10 @@ class Client(Secret):
         clients = min(len(self._roster.clients), MAX_CLIENTS)
         if phase is ClientPhase.ADVERTISED:
             return max(MAX_OFFER_BYTES, clients * (MAX_ADVERT_BYTES + 8) + 2**12)
-        return max(MAX_OFFER_BYTES, clients * (box_bytes(state.offer.hybrid) + SIGNATURE_BYTES) + 2**12)
+        return max(
+            MAX_OFFER_BYTES,
+            clients * (box_bytes(state.offer.hybrid) + SIGNATURE_BYTES + RECEIPT_BYTES) + 2**12,
+        )
 
     def _accept_offer(
         self, offer: Offer, digest: bytes, context: bytes, declared: Mapping[str, Declared]
@@ -494,14 +498,24 @@ class Client(Secret):
         """Stage 6: enough of this client's holders signed the same set; only then does a share leave."""
         assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
         signers = from_bits(state.graph.holders(self.name), message.signers)
-        if signatures.nbytes != len(signers) * SIGNATURE_BYTES:
+        chosen = frozenset(state.survivors)
+        near = [peer for peer in state.graph.neighbours(self.name) if peer in chosen]
+        middle = len(signers) * SIGNATURE_BYTES
+        if signatures.nbytes != middle + len(near) * RECEIPT_BYTES:
             raise MessageError(
-                f"Refused the agreement of round {state.number}: expected {len(signers)} signatures, got "
-                f"{signatures.nbytes} bytes."
+                f"Refused the agreement of round {state.number}: expected {len(signers)} signatures and "
+                f"{len(near)} receipts, got {signatures.nbytes} bytes."
             )
         with self._or_drop():
-            self._verify_agreement(state, signers, signatures)
-        shares = state.secrets.unmask(frozenset(state.survivors))
+            self._verify_agreement(state, signers, signatures[:middle])
+            if wrong := state.secrets.verify(near, signatures[middle:]):
+                raise RoundAborted(
+                    f"Round {state.number}: {wrong} survived without the shares that this client sealed for "
+                    "them, so their vectors lack its masks. The server kept the boxes back, or they or the "
+                    "server altered a receipt.",
+                    wrong,
+                )
+        shares = state.secrets.unmask(chosen)
         header = Unmask(*self._header(state), roster=state.roster, survivors=state.agreed)
         self._drop()
         return seal(self._identity, header, shares)[0]
@@ -626,7 +640,9 @@ class Client(Secret):
             raise
 
     def _masked(self, state: _Round, start: int, words: Words) -> bytes:
-        header = Masked(*self._header(state), roster=state.roster, start=start)
+        assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
+        receipts = b"" if start else state.secrets.receipts()
+        header = Masked(*self._header(state), roster=state.roster, start=start, receipts=receipts)
         return seal(self._identity, header, words.astype("<u8", copy=False))[0]
 
     def _ready(self) -> _Round:

@@ -32,6 +32,7 @@ KEM_CIPHERTEXT_BYTES: Final = 1088
 _KEM_SEED_BYTES: Final = 64
 TAG_BYTES: Final = 16
 BOX_KEY_BYTES: Final = 32
+RECEIPT_BYTES: Final = 16
 CONTRIBUTION_BYTES: Final = KEM_CIPHERTEXT_BYTES + SEED_BYTES + TAG_BYTES
 _NONCE: Final = bytes(12)
 """Each key of AES-GCM seals one message, so a nonce would carry nothing."""
@@ -221,19 +222,26 @@ class TransportKey(Secret):
         self.keys: tuple[bytes, bytes] = (self._private.public_key().public_bytes_raw(), kem_public)
         self._secrets: dict[str, bytes] = {}
 
-    def seal(self, name: str, peer: str, peer_keys: PublicKeys, binding: Binding, plain: bytes) -> bytes:
-        """A box for `peer`; with its ML-KEM ciphertext before it in a hybrid round."""
+    def seal(
+        self, name: str, peer: str, peer_keys: PublicKeys, binding: Binding, plain: bytes
+    ) -> tuple[bytes, bytes]:
+        """A box for `peer`, with its ML-KEM ciphertext before it in a hybrid round; and its receipt.
+
+        The receipt is 16 bytes that nobody but the two can know, and the receiver only once it has the box.
+        """
         shared = self._secrets[peer] = _exchange(self._private, peer_keys.transport)
         secret, ciphertext = b"", b""
         if self._kem is not None:
             secret, ciphertext = _kem_public(peer_keys.transport_kem).encapsulate()
         publics = (*self.keys, peer_keys.transport, peer_keys.transport_kem, ciphertext)
         info = binding.info("share box", (name, peer), publics)
-        key = AESGCM(hkdf(shared + secret, info, BOX_KEY_BYTES))
-        return ciphertext + key.encrypt(_NONCE, plain, binding.associated(name, peer))
+        key, receipt = _box_key(shared + secret, info)
+        return ciphertext + key.encrypt(_NONCE, plain, binding.associated(name, peer)), receipt
 
-    def open(self, name: str, peer: str, peer_keys: PublicKeys, binding: Binding, box: bytes) -> bytes:
-        """What `peer` sealed for this client; raises InvalidTag for anything else."""
+    def open(
+        self, name: str, peer: str, peer_keys: PublicKeys, binding: Binding, box: bytes
+    ) -> tuple[bytes, bytes]:
+        """What `peer` sealed for this client, and the receipt; raises InvalidTag for anything else."""
         shared = self._secrets.get(peer) or _exchange(self._private, peer_keys.transport)
         secret, ciphertext = b"", b""
         if self._kem is not None:
@@ -244,8 +252,14 @@ class TransportKey(Secret):
                 raise InvalidTag from None
         publics = (peer_keys.transport, peer_keys.transport_kem, *self.keys, ciphertext)
         info = binding.info("share box", (peer, name), publics)
-        key = AESGCM(hkdf(shared + secret, info, BOX_KEY_BYTES))
-        return key.decrypt(_NONCE, box, binding.associated(peer, name))
+        key, receipt = _box_key(shared + secret, info)
+        return key.decrypt(_NONCE, box, binding.associated(peer, name)), receipt
+
+
+def _box_key(secret: bytes, info: bytes) -> tuple[AESGCM, bytes]:
+    """Key and receipt of a box."""
+    derived = hkdf(secret, info, BOX_KEY_BYTES + RECEIPT_BYTES)
+    return AESGCM(derived[:BOX_KEY_BYTES]), derived[BOX_KEY_BYTES:]
 
 
 def _derived(seed: bytes, purpose: str, length: int, *more: str) -> bytes:

@@ -16,7 +16,7 @@
     5     vector         client    where in the vector the words belong  tail: words
     6     survivors      server    whose vectors are in the sum
     7     consistency    client    the one set of survivors that it signs
-    8     agreement      server    who signed that set                   tail: their signatures
+    8     agreement      server    who signed that set                   tail: signatures and receipts
     9     unmask         client    for which set                         tail: one share of each neighbour
 
 What is long is a tail and no msgpack field so that megabytes are neither copied into a header nor out of it.
@@ -34,7 +34,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from .ephemeral import KEM_KEY_BYTES
+from .ephemeral import KEM_KEY_BYTES, RECEIPT_BYTES
 from .errors import MessageError
 from .keys import KEY_BYTES, MAX_ID, Identity, length_prefixed, verify_signature
 from .masks import CipherName
@@ -167,10 +167,13 @@ class Masked(Message, frozen=True, array_like=True, forbid_unknown_fields=True):
     Attributes:
         roster: As in `Shares`.
         start: Place of the first word in the vector.
+        receipts: Of each box that the client opened, by the ids of their senders, 16 bytes each; with the
+            first word, else empty.
     """
 
     roster: Hash
     start: Annotated[int, Meta(ge=0, lt=2**48)]
+    receipts: Annotated[bytes, Meta(max_length=RECEIPT_BYTES * MAX_CLIENTS)]
 
 
 class Survivors(Message, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -199,6 +202,8 @@ class Consistency(Message, frozen=True, array_like=True, forbid_unknown_fields=T
 
 class Agreement(Message, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Stage 6, server to one client: signatures of its neighbourhood's `Consistency`, in the tail.
+
+    After them stand the receipts of its surviving neighbours for the boxes that it sealed for them.
 
     Attributes:
         roster: As in `Shares`.

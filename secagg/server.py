@@ -43,7 +43,7 @@ from .cohort import (
     verify_alike,
 )
 from .encoding import Encoding, Words
-from .ephemeral import Binding
+from .ephemeral import RECEIPT_BYTES, Binding
 from .errors import (
     CohortError,
     EncodingError,
@@ -141,6 +141,8 @@ class _Round:
     boxes: dict[str, memoryview] = field(default_factory=dict)
     seeds: dict[str, bytes] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
+    senders: dict[str, list[str]] = field(default_factory=dict)
+    receipts: dict[str, bytes] = field(default_factory=dict)
     total: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
     spools: dict[str, Spool] = field(default_factory=dict)
     vectors: dict[str, bytes] = field(default_factory=dict)
@@ -432,7 +434,7 @@ class Server:
             case ServerPhase.UNMASKING:
                 tail = 36 * len(state.graph.names)
             case ServerPhase.VECTORS:
-                tail = 8 * state.encoding.words
+                tail = 8 * state.encoding.words + RECEIPT_BYTES * len(state.graph.names)
             case _:
                 tail = 0
         return max(MAX_ADVERT_BYTES, tail + 2**12)
@@ -576,7 +578,7 @@ class Server:
         delivered = {}
         for name in sorted(state.shared):
             neighbours = state.graph.neighbours(name)
-            senders = [peer for peer in neighbours if peer in state.shared]
+            senders = state.senders[name] = [peer for peer in neighbours if peer in state.shared]
             message = Delivery(
                 *self._header(state), roster=state.roster, present=to_bits(neighbours, senders)
             )
@@ -600,6 +602,11 @@ class Server:
         place -= sender < receiver  # it sealed none for itself
         return state.boxes[sender][place * size : (place + 1) * size]
 
+    def _receipt(self, state: _Round, holder: str, sender: str) -> bytes:
+        """The holder's receipt for the box that the sender sealed for it."""
+        start = RECEIPT_BYTES * bisect_left(state.senders[holder], sender)
+        return state.receipts[holder][start : start + RECEIPT_BYTES]
+
     def _take_vector(self, state: _Round, masked: Masked, opened: Opened) -> None:
         """Stage 4: into the running sum, once the whole of it is there."""
         name, size = masked.sender, opened.tail.nbytes
@@ -611,14 +618,23 @@ class Server:
                 f"{state.encoding.words} in all, got {size} bytes from word {masked.start} on.",
                 name,
             )
+        receipts = RECEIPT_BYTES * len(state.senders[name]) if masked.start == 0 else 0
+        if len(masked.receipts) != receipts:
+            raise MessageError(
+                f"Refused the vector of {name!r} in round {state.number}: expected {receipts} bytes of "
+                f"receipts, got {len(masked.receipts)}.",
+                name,
+            )
         if size == 8 * state.encoding.words:
             np.add(state.total, np.frombuffer(opened.tail, "<u8"), out=state.total)
             state.vectors[name] = opened.digest
+            state.receipts[name] = masked.receipts
             return
         if spool is None:
             spool = Spool(self._scratch)
         spool.append(opened.tail, opened.digest)
         state.spools[name] = spool
+        state.receipts.setdefault(name, masked.receipts)
         if spool.words == state.encoding.words:
             state.vectors[name] = spool.pour(state.total)
             del state.spools[name]
@@ -670,8 +686,10 @@ class Server:
             if len(signers) < state.threshold:
                 continue  # It could not go on.
             message = Agreement(*self._header(state), roster=state.roster, signers=to_bits(holders, signers))
-            signatures = b"".join(state.signatures[peer] for peer in signers)
-            agreements[name] = seal(self._identity, message, signatures)[0]
+            near = [peer for peer in state.senders[name] if peer in state.vectors]
+            tail = [state.signatures[peer] for peer in signers]
+            tail += [self._receipt(state, peer, name) for peer in near]
+            agreements[name] = seal(self._identity, message, b"".join(tail))[0]
         state.asked = frozenset(agreements)
         adverts = adverts_of(state.adverts)
         state.unmasking = Unmasking(

@@ -4,6 +4,8 @@
     deal        pair keys and boxes are derived; the mask key's seed leaves in shares only, and is forgotten
     accept      neighbours' boxes are opened; the transport key is forgotten
     masks       the masks of the one vector; pair keys and the self-mask seed are forgotten
+    receipts    what proves whose boxes were opened, and so whose pair masks are on the vector
+    verify      the same of the surviving neighbours: each has put its mask with this client on
     unmask      one share of each peer: of its self-mask seed if it survived, of its mask key if it dropped
 
 Each call happens once, in this order, and each object is let go as soon as the next stage can do without it.
@@ -11,6 +13,7 @@ Each call happens once, in this order, and each object is let go as soon as the 
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -23,6 +26,7 @@ from . import shamir
 from .ephemeral import (
     CONTRIBUTION_BYTES,
     KEM_CIPHERTEXT_BYTES,
+    RECEIPT_BYTES,
     SEED_BYTES,
     TAG_BYTES,
     Binding,
@@ -69,6 +73,7 @@ class RoundSecrets(Secret):
     """
 
     __slots__ = (
+        "_awaited",
         "_binding",
         "_cipher",
         "_graph",
@@ -79,6 +84,7 @@ class RoundSecrets(Secret):
         "_own_contributions",
         "_pair_keys",
         "_publics",
+        "_receipts",
         "_seed",
         "_shares",
         "_transport",
@@ -95,6 +101,8 @@ class RoundSecrets(Secret):
         self.public = PublicKeys(self._mask_key.public, transport, self._mask_key.kem_public, transport_kem)
         self._pair_keys: dict[str, bytes] | None = None
         self._shares: dict[str, NDArray[np.uint32]] | None = None
+        self._receipts: dict[str, bytes] = {}
+        self._awaited: dict[str, bytes] = {}
 
     def deal(
         self,
@@ -137,7 +145,8 @@ class RoundSecrets(Secret):
                     sealed = self._mask_key.seal_contribution(name, peer, publics[peer], binding)
                     boxes.append(sealed)
                 plain = split[place].tobytes()
-                boxes.append(self._transport.seal(name, peer, publics[peer], binding, plain))
+                box, self._awaited[peer] = self._transport.seal(name, peer, publics[peer], binding, plain)
+                boxes.append(box)
             except IdentityError as error:
                 raise RoundAborted(f"Round {binding.round}: {peer!r}: {error}", [peer]) from None
         self._pair_keys, self._own_contributions = pairs, contributions
@@ -167,7 +176,9 @@ class RoundSecrets(Secret):
                 if self._hybrid:
                     sealed, box = box[:CONTRIBUTION_BYTES], box[CONTRIBUTION_BYTES:]
                     theirs[peer] = self._open_contribution(peer, sealed)
-                plain = self._transport.open(self._name, peer, self._publics[peer], self._binding, box)
+                plain, self._receipts[peer] = self._transport.open(
+                    self._name, peer, self._publics[peer], self._binding, box
+                )
             except (InvalidTag, ValueError):
                 failed.append(peer)
                 continue
@@ -210,6 +221,26 @@ class RoundSecrets(Secret):
         return Masks(
             [Mask(own, 1), *(Mask(key, 1 if self._name < peer else -1) for peer, key in pairs.items())]
         )
+
+    def receipts(self) -> bytes:
+        """One for each box that was opened, by the ids of their senders; 16 bytes each."""
+        receipts, self._receipts = self._receipts, {}
+        return b"".join(receipts[peer] for peer in sorted(receipts))
+
+    def verify(self, peers: Sequence[str], receipts: Any) -> list[str]:
+        """Those of `peers` whose receipts are not the ones that came with this client's boxes for them.
+
+        Args:
+            peers: Neighbours, by id.
+            receipts: Theirs, one after another; the length was checked.
+        """
+        view = memoryview(receipts)
+        parts = (bytes(view[i * RECEIPT_BYTES : (i + 1) * RECEIPT_BYTES]) for i in range(len(peers)))
+        return [
+            peer
+            for peer, receipt in zip(peers, parts, strict=True)
+            if not hmac.compare_digest(receipt, self._awaited.get(peer, b""))
+        ]
 
     @property
     def senders(self) -> frozenset[str]:

@@ -56,3 +56,7 @@ class Spool:
     def close(self) -> None:
         """Forget the parts."""
         self._file.close()
+
+    def __del__(self) -> None:
+        """A server that is let go in mid-round has nobody to close its spools."""
+        self.close()

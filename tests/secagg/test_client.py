@@ -493,7 +493,7 @@ def test_bitmaps_of_another_length_or_with_padding_are_refused(parties, phase, b
     ("phase", "size", "said"),
     [
         (ClientPhase.SHARED, BOX, rf"expected 3 boxes of {BOX} bytes, got"),
-        (ClientPhase.SIGNED, SIGNATURE_BYTES, "expected 4 signatures, got"),
+        (ClientPhase.SIGNED, SIGNATURE_BYTES, "expected 4 signatures and 3 receipts, got"),
     ],
 )
 def test_tails_of_another_length_are_refused(parties, phase, size, said):
@@ -828,6 +828,7 @@ def test_a_survivor_whose_shares_never_came_ends_the_round_with_blame():
     messages = reach(parties, ClientPhase.SHARED)
     boxes = bytes(reopened(parties, messages["c0"], Delivery).tail)
     messages["c0"] = altered(parties, messages["c0"], Delivery, boxes[: 2 * BOX], present=b"\x03")
+    parties.server._round.senders["c0"] = ["c1", "c2"]
     for client in parties.clients:
         client.receive(messages[client.name])
         parties.server.receive(client.submit(VALUES))
@@ -866,11 +867,12 @@ def test_too_few_survivors_for_the_policy_are_given_up():
 def agreement_of(parties):
     message = reach(parties, ClientPhase.SIGNED)["c0"]
     tail = bytes(reopened(parties, message, Agreement).tail)
-    return message, [tail[i : i + SIGNATURE_BYTES] for i in range(0, len(tail), SIGNATURE_BYTES)]
+    end = 4 * SIGNATURE_BYTES
+    return message, [tail[i : i + SIGNATURE_BYTES] for i in range(0, end, SIGNATURE_BYTES)], tail[end:]
 
 
 def test_shares_leave_after_an_agreement_and_once(parties):
-    message, _ = agreement_of(parties)
+    message, _, _ = agreement_of(parties)
     client = parties.clients[0]
     unmask = open_sealed(client.receive(message), (Unmask,), parties.roster.clients, 10**6)
     assert len(unmask.tail) == 4 * 36
@@ -879,21 +881,21 @@ def test_shares_leave_after_an_agreement_and_once(parties):
 
 
 def test_as_many_signatures_as_the_threshold_are_enough(parties):
-    message, signatures = agreement_of(parties)
-    three = altered(parties, message, Agreement, b"".join(signatures[1:]), signers=b"\x0e")
+    message, signatures, receipts = agreement_of(parties)
+    three = altered(parties, message, Agreement, b"".join([*signatures[1:], receipts]), signers=b"\x0e")
     assert parties.clients[0].receive(three)
 
 
 def test_too_few_signatures_are_given_up(parties):
-    message, signatures = agreement_of(parties)
-    two = altered(parties, message, Agreement, b"".join(signatures[:2]), signers=b"\x03")
+    message, signatures, receipts = agreement_of(parties)
+    two = altered(parties, message, Agreement, b"".join([*signatures[:2], receipts]), signers=b"\x03")
     said = "2 of this client's holders agreed on the survivors, threshold is 3"
     gives_up(parties.clients[0], two, CohortError, said, ("c2", "c3"))
 
 
 @pytest.mark.parametrize("what", ["flipped", "exchanged", "another set", "another round", "another roster"])
 def test_a_signature_that_is_not_of_this_set_ends_the_round_with_blame(parties, what):
-    message, signatures = agreement_of(parties)
+    message, signatures, receipts = agreement_of(parties)
     state = parties.clients[0]._round
     right = Consistency(state.session, 1, "c2", roster=state.roster, survivors=state.agreed)
     changes = {
@@ -909,8 +911,23 @@ def test_a_signature_that_is_not_of_this_set_ends_the_round_with_blame(parties, 
         other = seal(parties.people[2], msgspec.structs.replace(right, **changes[what]))[0]
         signatures[2] = other[5:69]
         assert seal(parties.people[2], right)[0][5:69] != signatures[2]
-    bad = altered(parties, message, Agreement, b"".join(signatures))
+    bad = altered(parties, message, Agreement, b"".join([*signatures, receipts]))
     gives_up(parties.clients[0], bad, RoundAborted, "'c2' did not sign the survivors", ("c2",))
+
+
+def test_a_receipt_that_did_not_come_with_the_box_ends_the_round_with_blame(parties):
+    """c2 shows no proof that it opened this client's box, so its vector may lack their mask."""
+    message, signatures, receipts = agreement_of(parties)
+    wrong = receipts[:16] + bytes([receipts[16] ^ 1]) + receipts[17:]
+    bad = altered(parties, message, Agreement, b"".join([*signatures, wrong]))
+    gives_up(parties.clients[0], bad, RoundAborted, r"\['c2'\] survived without the shares", ("c2",))
+
+
+def test_receipts_of_two_neighbours_are_not_interchangeable(parties):
+    message, signatures, receipts = agreement_of(parties)
+    swapped = receipts[16:32] + receipts[:16] + receipts[32:]
+    bad = altered(parties, message, Agreement, b"".join([*signatures, swapped]))
+    gives_up(parties.clients[0], bad, RoundAborted, r"\['c1', 'c2'\] survived without", ("c1", "c2"))
 
 
 def test_signers_who_are_no_survivors_end_the_round_with_blame():
@@ -925,9 +942,10 @@ def test_signers_who_are_no_survivors_end_the_round_with_blame():
     message = parties.server.advance()["c0"]
     state = parties.clients[0]._round
     theirs = Consistency(state.session, 1, "c4", roster=state.roster, survivors=state.agreed)
-    tail = bytes(reopened(parties, message, Agreement).tail)[: 3 * SIGNATURE_BYTES]
-    tail += seal(parties.people[4], theirs)[0][5:69]
-    bad = altered(parties, message, Agreement, tail, signers=b"\x17")
+    tail = bytes(reopened(parties, message, Agreement).tail)
+    middle = 3 * SIGNATURE_BYTES
+    forged = tail[:middle] + seal(parties.people[4], theirs)[0][5:69] + tail[middle + SIGNATURE_BYTES :]
+    bad = altered(parties, message, Agreement, forged, signers=b"\x17")
     gives_up(parties.clients[0], bad, RoundAborted, r"\['c4'\] signed, but are no survivors", ("c4",))
 
 

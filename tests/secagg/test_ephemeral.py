@@ -16,6 +16,7 @@ from secagg import IdentityError
 from secagg.ephemeral import (
     CONTRIBUTION_BYTES,
     KEM_CIPHERTEXT_BYTES,
+    RECEIPT_BYTES,
     Binding,
     MaskKey,
     PublicKeys,
@@ -172,8 +173,9 @@ def flipped(data: bytes, at: int) -> bytes:
 def test_a_box_opens_for_its_receiver_under_its_circumstances_only(hybrid: bool) -> None:
     """R8: another sender, receiver, round, roster, context, schema, or one flipped bit."""
     a, b, c = Side("a", hybrid), Side("b", hybrid), Side("c", hybrid)
-    box = a.transport.seal("a", "b", b.public, BINDING, b"two shares")
-    assert b.transport.open("b", "a", a.public, BINDING, box) == b"two shares"
+    box, receipt = a.transport.seal("a", "b", b.public, BINDING, b"two shares")
+    assert b.transport.open("b", "a", a.public, BINDING, box) == (b"two shares", receipt)
+    assert len(receipt) == RECEIPT_BYTES
     ends = [0, -1, -17] + ([KEM_CIPHERTEXT_BYTES] if hybrid else [])
     attempts = [
         (c, "b", "a", a.public, BINDING, box),
@@ -219,7 +221,7 @@ def test_each_direction_of_a_pair_has_a_box_key_of_its_own(hybrid: bool, monkeyp
 def test_mask_and_transport_keys_have_nothing_in_common() -> None:
     """A dropped client's mask key comes to light; its boxes must stay closed."""
     a, b = Side("a", False), Side("b", False)
-    box = a.transport.seal("a", "b", b.public, BINDING, b"two shares")
+    box, _ = a.transport.seal("a", "b", b.public, BINDING, b"two shares")
     thief = TransportKey(False)
     thief._private = b.key._private
     with pytest.raises(InvalidTag):

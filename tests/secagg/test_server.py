@@ -116,7 +116,7 @@ def well_formed(kind: type[Message], parties: Parties, sender: str) -> Message:
         RosterMessage: {"adverts": []},
         Shares: {"roster": roster, "seed": bytes(32)},
         Delivery: {"roster": roster, "present": b"\x07"},
-        Masked: {"roster": roster, "start": 0},
+        Masked: {"roster": roster, "start": 0, "receipts": b""},
         Survivors: {"roster": roster, "survivors": b"\x0f"},
         Consistency: {"roster": roster, "survivors": agreed},
         Agreement: {"roster": roster, "signers": b"\x0f"},
