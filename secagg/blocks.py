@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from .errors import EncodingError
 from .layout import BLOCK, Run
-from .reductions import PEAK_LEVELS, Bounded, MaskedReduction, Source
+from .reductions import Bounded, MaskedReduction, Source
 from .reductions.base import NOT_FINITE, outside
+from .reductions.sums import peak_level
 
 Words: TypeAlias = NDArray[np.uint64]
 Target: TypeAlias = Callable[[int, int], Words]
@@ -60,8 +61,7 @@ def encode_run(run: Run, given: Given, rounding: Rounding, target: Target) -> It
         yield piece
     elif run.carrier == "peak":
         piece = target(run.start, run.start + 1)
-        # Rounded up, so that a bound derived from it is never too small.
-        piece[0] = min(PEAK_LEVELS, math.ceil(given.peak * PEAK_LEVELS))
+        piece[0] = peak_level(given.peak)
         yield piece
     else:
         source = given.field.source(run.kind, given.values)

@@ -26,7 +26,7 @@ from .blocks import Rounding as Rounding
 from .blocks import Words as Words
 from .errors import EncodingError, SchemaError
 from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, ZERO_WORD, Run, largest_weight, lay_out
-from .reductions import MIN_BOUND, PEAK_LEVELS, Adaptive, Bounded, MaskedReduction
+from .reductions import Adaptive, Bounded, MaskedReduction
 from .reductions.base import NOT_FINITE, outside
 from .schema import Schema
 
@@ -235,9 +235,10 @@ class Encoding:
             for run in runs:
                 if run.carrier == "clipped":
                     clipped[name] = int(total[run.start])
-                elif run.carrier == "peak" and isinstance(field, Bounded):
-                    mean_peak = field.limit * int(total[run.start]) / (PEAK_LEVELS * n)
-                    bounds[name] = _next_bound(field, mean_peak, clipped[name])
+                elif run.carrier == "peak":
+                    assert isinstance(field, Bounded)  # noqa: S101  # our invariant: only these
+                    assert isinstance(field.bound, Adaptive)  # noqa: S101  # have a peak
+                    bounds[name] = field.bound.following(int(total[run.start]))
                 else:
                     direct = held[name].reshape(-1) if field.entrywise and name in held else None
                     found = np.empty(run.size, decoded_dtype(run)) if direct is None else direct
@@ -300,11 +301,3 @@ def _verify_range(run: Run, given: Given) -> None:
                 raise refusal(run.field, NOT_FINITE)
         elif int(least) < run.low or int(most) > run.high:
             raise refusal(run.field, outside(run.low, run.high))
-
-
-def _next_bound(field: Bounded, mean_peak: float, clipped: int) -> float:
-    """The adaptive rule: deterministic in the decoded sums, so that every party derives the same bound."""
-    bound = field.bound
-    assert isinstance(bound, Adaptive)  # noqa: S101  # our invariant: only these have a peak run
-    wanted = 2 * bound.value if clipped else max(4 * mean_peak, bound.value / 2)
-    return min(bound.at_most, max(MIN_BOUND, wanted))

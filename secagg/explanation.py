@@ -113,6 +113,6 @@ def explain(schema: Schema, num_clients: int) -> Explanation:
 
 def _line(field: MaskedReduction, run: Run) -> Line:
     name = run.field if run.kind == "value" else f"{run.field} ({run.kind})"
-    reduction = {"clipped": "counted", "peak": "averaged"}.get(run.carrier, field.kind)
+    reduction = {"clipped": "counted", "peak": "summed"}.get(run.carrier, field.kind)
     quantum = None if run.carrier == "truth" else field.quantum_of(run.kind)
     return Line(name, reduction, field.says(run.kind), quantum, run.width, 8 * run.words)

@@ -463,12 +463,17 @@ def local() -> Any:
 def adaptive(initial: float = 1.0, at_most: float = 2.0**16) -> Any:
     """A bound that follows the values: for `summed` and `averaged` fields of unknown size.
 
-    From round to round the bound doubles when anything was clipped, and otherwise moves towards four times
-    the clients' mean peak, at most halving. Clip count and mean peak are themselves masked sums that the
-    server learns (`explain` lists them); the server proposes the next bound in its offer.
+    The wanted bound is twice the largest absolute value of any client, overestimated by a factor of at most
+    n^(1/8): the 8th root of the sum of the 8th powers of the clients' largest values. A bound below it rises
+    to it in one round, so at least doubles when a value is clipped; one above decays by 3 % a round, or by
+    half where it is more than six times the wanted one. The number of clipped values and the sum of 8th
+    powers are masked sums that the server learns (`explain` lists them); the server proposes the next bound
+    in its offer, and every client that took part can derive the same.
 
     Guarantees:
         - No bound passes `at_most`, whatever a server offers.
+        - Where the largest value of a round is less than 1.9 times that of the round before, nothing is
+          clipped once the bound has passed it.
 
     Args:
         initial: Bound of the first round, value units.
@@ -489,19 +494,33 @@ def adaptive(initial: float = 1.0, at_most: float = 2.0**16) -> Any:
 
 def union() -> Any:
     """Marker: a set of ids cannot travel in a masked sum; a field that asks for it is refused."""
-    return Refused("union", "Count them: counted(); or publish them: public().")
+    return Refused(
+        "union",
+        "Count them: counted(); mark which of a known universe are there: any_(shape=(size,)); or publish "
+        "them: public().",
+    )
 
 
 def concatenated() -> Any:
     """Marker: a concatenation cannot travel in a masked sum; a field that asks for it is refused."""
-    return Refused("concatenated", "Sum them: summed(); or publish them: public().")
+    return Refused(
+        "concatenated",
+        "Sum them: summed(); ask how they are distributed: histogram(), moments(); or publish them: "
+        "public().",
+    )
 
 
 def argmax() -> Any:
     """Marker: an arg-max cannot travel in a masked sum; a field that asks for it is refused."""
-    return Refused("argmax", "Count votes: counted(shape=(candidates,)); or publish them: public().")
+    return Refused(
+        "argmax",
+        "Count votes: counted(shape=(candidates,)), histogram(); take the largest value: maximum(); or "
+        "publish them: public().",
+    )
 
 
 def product() -> Any:
     """Marker: a product cannot travel in a masked sum; a field that asks for it is refused."""
-    return Refused("product", "Sum logarithms: summed(); or publish them: public().")
+    return Refused(
+        "product", "Sum logarithms: summed(); of truth values take all_(); or publish them: public()."
+    )

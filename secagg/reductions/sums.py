@@ -15,6 +15,7 @@ from .base import (
     MAX_GUARD_BITS,
     MAX_INTEGER_BITS,
     MAX_REAL_BITS,
+    MIN_BOUND,
     Carrier,
     Lanes,
     MaskedReduction,
@@ -29,7 +30,11 @@ from .base import (
     verify_name,
 )
 
-PEAK_LEVELS: Final = 2**16 - 1
+PEAK_LEVELS: Final = 2**40
+"""Levels of a peak's 8th power: a peak of 1/32 of the bound is the smallest that can be told from zero."""
+_HEADROOM: Final = 2.0
+_DECAY: Final = 0.97
+_FAR: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,26 @@ class Adaptive:
     def value(self) -> float:
         """Bound of this round."""
         return self.initial if self.now is None else self.now
+
+    def following(self, peaks: int) -> float:
+        """Bound of the next round, from the sum of this round's peak levels (see `peak_level`).
+
+        The 8th root of a sum of 8th powers lies between the largest peak and n^(1/8) times it, whatever
+        the others are. Twice that is wanted. A bound below it, which every clipped value shows, rises to it
+        at once; one above decays slowly, so that the peaks of many rounds hold it up, and fast only when so
+        far above that halving is safe. It follows from the sum alone: every party derives the same.
+        """
+        # Three square roots, which every machine rounds alike, as no power function does.
+        largest = self.value * math.sqrt(math.sqrt(math.sqrt(peaks / PEAK_LEVELS)))
+        wanted = _HEADROOM * largest
+        decay = 0.5 if self.value > _FAR * wanted else _DECAY
+        return min(self.at_most, max(MIN_BOUND, wanted, decay * self.value))
+
+
+def peak_level(peak: float) -> int:
+    """Level of a client's peak over the bound, in 0..1: its 8th power."""
+    square = peak * peak
+    return int(square * square * square * square * PEAK_LEVELS)
 
 
 Bound: TypeAlias = "int | float | Adaptive"
@@ -147,13 +172,13 @@ class Bounded(MaskedReduction):
         return values.__getitem__
 
     def quantum_of(self, kind: str) -> float:
-        """Quantum of the values, or of the peak."""
-        return {"value": self.quantum, "peak": self.limit / PEAK_LEVELS}.get(kind, 1.0)
+        """Quantum of the values, or the smallest peak that shows."""
+        return {"value": self.quantum, "peak": self.limit / 32}.get(kind, 1.0)
 
     def says(self, kind: str) -> str:
         """What the server learns from a kind of lanes, in one line."""
         if kind == "peak":
-            return "the mean of the clients' largest absolute values"
+            return "about the largest absolute value: the sum of its 8th power over the clients"
         return MaskedReduction.says(self, kind)
 
     @property

@@ -315,22 +315,6 @@ def test_decoding_garbage_never_crashes(seed, schema):
         assert 0 < bound <= schema[name].bound.at_most
 
 
-def test_the_adaptive_rule(rng):
-    """Doubles when clipped; otherwise four times the mean peak, at most halving, capped."""
-    schema = Schema(x=summed(adaptive(1.0, at_most=3.0), shape=(4,)))
-    encoding = Encoding(schema, 4)
-
-    def following(*peaks):
-        words = [encoding.encode({"x": np.roll([peak, 0, 0, 0], i)}, rng) for i, peak in enumerate(peaks)]
-        return encoding.decode(np.sum(words, axis=0, dtype=np.uint64), len(peaks)).bounds["x"]
-
-    assert following(0.1, 1.01) == 2.0
-    assert following(0.0, 0.0) == 0.5
-    assert following(0.1, 0.3) == pytest.approx(0.8, rel=1e-4)
-    assert following(0.5, -0.7) == pytest.approx(2.4, rel=1e-4)
-    assert following(1.0, -1.0) == 3.0
-
-
 def test_values_depend_on_the_rounding_source_only_below_a_quantum(rng):
     encoding = Encoding(SCHEMA, 4)
     values = values_for(SCHEMA, rng)

@@ -106,7 +106,8 @@ def test_the_refusal_reads_as_the_sketch_says():
         verify_reduction("names", secagg.union(), "ControlVariate")
     assert str(info.value) == (
         "'union' cannot be carried by a masked sum (field 'names' of ControlVariate). "
-        "Count them: counted(); or publish them: public()."
+        "Count them: counted(); mark which of a known universe are there: any_(shape=(size,)); or publish "
+        "them: public()."
     )
 
 
