@@ -1102,9 +1102,11 @@ class Round:
 
     def check_roster(self) -> None:
         adverts = [self.only("Advert", name) for name in self.clients]
-        for name in self.senders("RosterMessage"):
-            got = [read_message(data) for data in self.only("RosterMessage", name).entries["adverts"]]
-            equal(got, adverts, "adverts in the roster")
+        rosters = {
+            m.digest: m for name in self.senders("RosterMessage") for m in [self.only("RosterMessage", name)]
+        }
+        for m in rosters.values():
+            equal([read_message(data) for data in m.entries["adverts"]], adverts, "adverts in the roster")
         roster = H("roster", adverts[0].entries["offer"], *(advert.digest for advert in adverts))
         ids, degree = list(self.clients), self.offer["degree"]
         if degree and len(ids) > 32:
