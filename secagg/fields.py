@@ -466,7 +466,7 @@ def adaptive(initial: float = 1.0, at_most: float = 2.0**16) -> Any:
     The wanted bound is twice the largest absolute value of any client, overestimated by a factor of at most
     n^(1/8): the 8th root of the sum of the 8th powers of the clients' largest values. A bound below it rises
     to it in one round, so at least doubles when a value is clipped; one above decays by 3 % a round, or by
-    half where it is more than six times the wanted one. The number of clipped values and the sum of 8th
+    half where it is more than four times the wanted one. The number of clipped values and the sum of 8th
     powers are masked sums that the server learns (`explain` lists them); the server proposes the next bound
     in its offer, and every client that took part can derive the same.
 

@@ -34,7 +34,7 @@ PEAK_LEVELS: Final = 2**40
 """Levels of a peak's 8th power: a peak of 1/32 of the bound is the smallest that can be told from zero."""
 _HEADROOM: Final = 2.0
 _DECAY: Final = 0.97
-_FAR: Final = 6.0
+_FAR: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
