@@ -6,6 +6,7 @@ client, and the rest is measured on one neighbourhood: `secagg.simulate.outcome.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from ..encoding import Encoding
+from ..errors import PolicyError
 from ..graph import Plan, failure_bound, plan, privacy_bound, smallest_sum
 from ..messages import MAX_CLIENTS
 from ..policy import Policy
@@ -65,8 +67,8 @@ def simulate(
         What the round gave and cost; look at `correct` first.
 
     Raises:
-        ValueError: If an argument is out of its range, or no graph stands so many colluders and losses.
-        PolicyError: If degree and threshold do not protect the clients from so many colluders.
+        ValueError: If an argument is out of its range.
+        PolicyError: If no graph stands so many colluders and losses, or the one asked for does not.
         CohortError: If too few are left.
         SchemaError: If `bits` or `entries` do not fit.
 
@@ -76,7 +78,7 @@ def simulate(
         (True, 17, 0)
     """
     began = time.perf_counter()
-    chosen = _plan(clients, entries, dropout, colluders, degree, threshold)
+    chosen = plan_round(clients, entries, dropout, colluders, degree, threshold)
     if lost_at is not None and lost_at not in STAGES:
         raise ValueError(f"Expected lost_at as one of {STAGES}, got {lost_at!r}.")
     if machines is False and not chosen.degree:
@@ -129,19 +131,26 @@ def simulate(
     )
 
 
-def _plan(
+def plan_round(
     clients: int, entries: int, dropout: float, colluders: float, degree: int | None, threshold: int | None
 ) -> Plan:
-    """The plan asked for, or the one that is needed."""
+    """The plan asked for, or the one that is needed; a degree of 0 alone is the complete graph's."""
     if not 5 <= clients <= MAX_CLIENTS or entries < 1:
         raise ValueError(
             f"Expected 5..{MAX_CLIENTS} clients and at least 1 entry, got clients={clients} and "
             f"entries={entries}."
         )
+    if not (0 <= dropout < 1 and 0 <= colluders < 1):
+        raise ValueError(f"Expected fractions in [0, 1), got dropout={dropout}, colluders={colluders}.")
+    if degree == 0 and threshold is None:
+        threshold = math.floor((1 + colluders) * clients / 2) + 1
     if (degree is None) != (threshold is None):
         raise ValueError(f"Expected degree and threshold together, got {degree} and {threshold}.")
     if degree is None or threshold is None:
-        return plan(clients, colluders=colluders, dropout=dropout)
+        try:
+            return plan(clients, colluders=colluders, dropout=dropout)
+        except ValueError as error:
+            raise PolicyError(str(error)) from error
     holders = degree + 1 if degree else clients
     return Plan(
         clients,
