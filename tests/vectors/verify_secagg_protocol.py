@@ -803,8 +803,8 @@ def neighbours_in(roster: bytes, ids: Iterable[str], degree: int) -> dict[str, l
 Case = dict[str, Any]
 
 
-def equal(got: Any, expected: Any, what: str) -> None:
-    need(got == expected, f"{what}: expected {shown(expected)}, got {shown(got)}")
+def equal(one: Any, other: Any, what: str) -> None:
+    need(one == other, f"{what}: {shown(one)} is not {shown(other)}")
 
 
 def shown(value: Any) -> str:
