@@ -29,11 +29,12 @@ from secagg import (
     summed,
 )
 from secagg.cohort import adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys
-from secagg.ephemeral import Binding, MaskKey, PublicKeys, pair_mask_key, self_mask_key
+from secagg.ephemeral import RECEIPT_BYTES, Binding, MaskKey, PublicKeys, pair_mask_key, self_mask_key
 from secagg.graph import Graph, draw, threshold
 from secagg.masks import CIPHER_KEY_BYTES, Mask, add_masks
 from secagg.messages import (
     KINDS,
+    SIGNATURE_BYTES,
     Agreement,
     Consistency,
     Delivery,
@@ -76,6 +77,7 @@ class Seen:
     vectors: dict[str, list[Opened]] = field(default_factory=dict)
     signatures: dict[tuple[str, frozenset[str]], bytes] = field(default_factory=dict)
     shares: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    receipts: dict[tuple[str, str], bytes] = field(default_factory=dict)
     beacon: bytes = b""
     seeds: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
@@ -235,7 +237,8 @@ class Attacker:
         self.take_shares(name, name, secrets._shares[name])
         for sender in senders:
             box, binding = self.box(sender, name), self.binding(self.now)
-            plain = secrets._transport.open(name, sender, publics[sender], binding, box)
+            plain, receipt = secrets._transport.open(name, sender, publics[sender], binding, box)
+            self.now.receipts[name, sender] = receipt
             self.take_shares(name, sender, np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS))
 
     def take_shares(self, holder: str, owner: str, both: Any) -> None:
@@ -250,7 +253,11 @@ class Attacker:
     def take_vector(self, sealed: bytes) -> None:
         opened = self.opened(sealed)
         assert isinstance(opened.message, Masked)
-        self.now.vectors.setdefault(opened.message.sender, []).append(opened)
+        name, receipts = opened.message.sender, opened.message.receipts
+        self.now.vectors.setdefault(name, []).append(opened)
+        senders = [peer for peer in self.now.delivered.get(name, ()) if peer != name]
+        for place, peer in enumerate(senders):
+            self.now.receipts[name, peer] = receipts[place * RECEIPT_BYTES : (place + 1) * RECEIPT_BYTES]
 
     def survivors(self, chosen: Iterable[str]) -> bytes:
         """The message of stage 5 that names these survivors."""
@@ -273,19 +280,25 @@ class Attacker:
             header = Consistency(*self.head(name), roster=self.now.roster, survivors=agreed)
             self.now.signatures[name, chosen] = signature_of(seal(self.people[name], header)[0])
 
-    def agreement(self, chosen: Iterable[str], signers: Iterable[str] | None = None) -> bytes:
-        """The message of stage 6; by default with all signatures of this set that there are."""
+    def agreement(self, receiver: str, chosen: Iterable[str], signers: Iterable[str] | None = None) -> bytes:
+        """The message of stage 6; by default with all signatures of this set that there are.
+
+        Signatures and receipts that the attacker does not have are zeros.
+        """
         chosen = frozenset(chosen)
         there = {name for name, signed in self.now.signatures if signed == chosen}
-        who = sorted(there if signers is None else signers)
-        header = Agreement(*self.head(), roster=self.now.roster, signers=to_bits(self.now.names, who))
-        kept = (self.now.signatures.get((name, chosen), bytes(64)) for name in who)
-        return self.sign(header, b"".join(kept))
+        holders = self.now.graph.holders(receiver)
+        who = sorted((there if signers is None else {*signers}) & {*holders})
+        header = Agreement(*self.head(), roster=self.now.roster, signers=to_bits(holders, who))
+        tail = [self.now.signatures.get((name, chosen), bytes(SIGNATURE_BYTES)) for name in who]
+        near = sorted(chosen & {*self.now.graph.neighbours(receiver)})
+        tail += [self.now.receipts.get((peer, receiver), bytes(RECEIPT_BYTES)) for peer in near]
+        return self.sign(header, b"".join(tail))
 
     def unmask(self, name: str, chosen: Iterable[str], signers: Iterable[str] | None = None) -> None:
         """Stage 6: have `name` give its shares for this set."""
         chosen = frozenset(chosen)
-        sealed = self.clients[name].receive(self.agreement(chosen, signers))
+        sealed = self.clients[name].receive(self.agreement(name, chosen, signers))
         assert sealed is not None
         self.keep_shares(name, self.opened(sealed), chosen)
 

@@ -25,7 +25,7 @@ from secagg import (
 )
 from secagg.guard import Guard
 from secagg.messages import Agreement, Survivors
-from secagg.sharing import MASK_SEED, SELF_SEED
+from secagg.sharing import MASK_SEED, SELF_SEED, RoundSecrets
 from tests.secagg.threats.attacker import THREE, Attacker, assert_is_sum, secret_values
 
 
@@ -168,10 +168,16 @@ def cut_off(parties: Attacker, values) -> dict:
     return parties.learn(["c0"])
 
 
+def no_receipts(monkeypatch):
+    """Whether the other side of a pair put the mask on, nobody asks."""
+    monkeypatch.setattr(RoundSecrets, "verify", lambda *_: [])
+
+
 ONE = Policy(min_clients=4, colluders=1)
 
 
-def test_a_client_that_got_no_honest_box_is_read_where_it_goes_on_all_the_same():
+def test_a_client_that_got_no_honest_box_is_read_where_it_goes_on_all_the_same(monkeypatch):
+    no_receipts(monkeypatch)
     parties = Attacker(5, corrupt=["c4"], client=Alone, policy=ONE)
     values = secret_values(parties.names)
     assert_is_sum(cut_off(parties, values), [values["c0"]])
@@ -182,6 +188,17 @@ def test_a_client_that_got_too_few_boxes_leaves():
     with pytest.raises(CohortError, match="2 of this client's holders shared their secrets, threshold is 4"):
         cut_off(parties, secret_values(parties.names))
     assert parties.clients["c0"].phase is ClientPhase.IDLE
+
+
+def test_others_notice_that_a_client_lacks_their_masks_and_do_not_unmask_it():
+    parties = Attacker(5, corrupt=["c4"], client=Alone, policy=ONE)
+    with pytest.raises(
+        RoundAborted, match=r"\['c0'\] survived without the shares that this client sealed"
+    ) as e:
+        cut_off(parties, secret_values(parties.names))
+    assert e.value.blame == ("c0",)
+    assert ("c0", SELF_SEED) not in parties.now.seeds
+    assert parties.secret("c0", SELF_SEED) is None
 
 
 class Careless(Client):
@@ -196,7 +213,10 @@ class Careless(Client):
 
 
 def half_of_the_masks(parties: Attacker, values) -> dict:
-    """All six sign that six are in the sum, while c0 to c3 (corrupt) put masks on among themselves only."""
+    """All six sign that six are in the sum, while c0 to c3 (corrupt) put masks on among themselves only.
+
+    c4 and c5 have their boxes and put masks on with them, so c0 to c2 miss no receipt.
+    """
     parties.advertise(parties.offer())
     parties.share()
     clique = ["c0", "c1", "c2", "c3"]
@@ -206,7 +226,7 @@ def half_of_the_masks(parties: Attacker, values) -> dict:
     parties.forge_corrupt(parties.names)
     for name in honest:
         parties.ask(name, parties.names)
-    for name in honest:
+    for name in clique[:3]:
         parties.unmask(name, parties.names)
     return parties.learn(clique[:3])
 

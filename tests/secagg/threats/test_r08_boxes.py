@@ -22,10 +22,10 @@ def one_key_for_all(monkeypatch):
     """Boxes as a group key would make them: whoever is in the group opens them."""
 
     def seal(self, name, peer, keys, binding, plain):
-        return AESGCM(hkdf(GROUP, b"", 32)).encrypt(bytes(12), plain, b"")
+        return AESGCM(hkdf(GROUP, b"", 32)).encrypt(bytes(12), plain, b""), bytes(16)
 
     def open(self, name, peer, keys, binding, box):
-        return AESGCM(hkdf(GROUP, b"", 32)).decrypt(bytes(12), box, b"")
+        return AESGCM(hkdf(GROUP, b"", 32)).decrypt(bytes(12), box, b""), bytes(16)
 
     monkeypatch.setattr(TransportKey, "seal", seal)
     monkeypatch.setattr(TransportKey, "open", open)
@@ -41,7 +41,7 @@ def boxes_of_others(parties: Attacker, values, victim="c0") -> int:
     opened, publics, binding = 0, parties.now.publics, parties.binding(parties.now)
     for receiver in parties.names[2:]:
         try:
-            plain = mallory.open(receiver, victim, publics[victim], binding, parties.box(victim, receiver))
+            plain, _ = mallory.open(receiver, victim, publics[victim], binding, parties.box(victim, receiver))
         except InvalidTag:
             continue
         parties.take_shares(receiver, victim, np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS))
@@ -164,9 +164,9 @@ def test_a_box_opens_under_its_own_binding_only(change):
     one, two = TransportKey(False), TransportKey(False)
     binding = Binding(bytes(16), 1, bytes(32), bytes(32), bytes(32))
     keys = {"one": PublicKeys(b"1" * 32, one.keys[0]), "two": PublicKeys(b"2" * 32, two.keys[0])}
-    box = one.seal("one", "two", keys["two"], binding, b"plain")
+    box, receipt = one.seal("one", "two", keys["two"], binding, b"plain")
     value = getattr(binding, change)
     other = replace(binding, **{change: value + 1 if change == "round" else b"\x01" + value[1:]})
     with pytest.raises(InvalidTag):
         two.open("two", "one", keys["one"], other, box)
-    assert two.open("two", "one", keys["one"], binding, box) == b"plain"
+    assert two.open("two", "one", keys["one"], binding, box) == (b"plain", receipt)

@@ -69,7 +69,7 @@ def test_nothing_that_is_sent_depends_on_the_values_but_the_words_under_the_mask
     one, two = (c0s_vector(values) for values in (constant(0.0, 0.0, 0), constant(1.0, 10.0, 2**20)))
     heads = [parties.now.vectors["c0"][0].message for parties, _ in (one, two)]
     assert [type(head).__struct_fields__ for head in heads] == [
-        ("session", "round", "sender", "roster", "start")
+        ("session", "round", "sender", "roster", "start", "receipts")
     ] * 2
     assert [head.start for head in heads] == [0, 0]
     assert len(one[1]) == len(two[1])

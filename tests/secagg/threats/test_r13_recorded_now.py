@@ -47,7 +47,7 @@ class Recorder(Attacker):
                 box = box[CONTRIBUTION_BYTES + KEM_CIPHERTEXT_BYTES :]
             try:
                 key = self.broken_transport(name)
-                plain = key.open(name, victim, publics[victim], binding, box)
+                plain, _ = key.open(name, victim, publics[victim], binding, box)
             except InvalidTag:
                 continue
             self.take_shares(name, victim, np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS))

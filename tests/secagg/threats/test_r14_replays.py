@@ -112,7 +112,7 @@ def every_server_message(parties: Attacker, number: int) -> dict[str, bytes]:
     sent["survivors"] = parties.survivors(parties.names)
     for name in parties.names:
         parties.ask(name, parties.names)
-    sent["agreement"] = parties.agreement(parties.names)
+    sent["agreement"] = parties.agreement("c0", parties.names)
     for name in parties.names:
         parties.unmask(name, parties.names)
     return sent
