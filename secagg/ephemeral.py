@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -67,7 +68,7 @@ class PublicKeys:
         """Raise IdentityError unless each key is one that gives secrets nobody can predict."""
         self.verify_form(hybrid)
         for public in (self.mask, self.transport):
-            _exchange(X25519PrivateKey.generate(), public)
+            _exchange(_PROBE, public)  # whether a secret is zero depends on the public key alone
         for public in (self.mask_kem, self.transport_kem):
             if hybrid:
                 _kem_public(public)
@@ -102,17 +103,16 @@ class Binding:
 
     def info(self, purpose: str, names: Sequence[str], publics: Sequence[bytes]) -> bytes:
         """HKDF's info: protocol, purpose, round, both parties in the order given, roster, context, config."""
-        return length_prefixed(
-            PROTOCOL,
-            purpose.encode(),
-            self.session,
-            self.round.to_bytes(8, "little"),
-            *(name.encode() for name in names),
-            *publics,
-            self.roster,
-            self.context,
-            self.config,
-        )
+        parties = length_prefixed(*(name.encode() for name in names), *publics)
+        return b"".join((length_prefixed(PROTOCOL, purpose.encode()), self._first, parties, self._last))
+
+    @cached_property
+    def _first(self) -> bytes:
+        return length_prefixed(self.session, self.round.to_bytes(8, "little"))
+
+    @cached_property
+    def _last(self) -> bytes:
+        return length_prefixed(self.roster, self.context, self.config)
 
 
 class MaskKey(Secret):
@@ -260,6 +260,10 @@ def _box_key(secret: bytes, info: bytes) -> tuple[AESGCM, bytes]:
     """Key and receipt of a box."""
     derived = hkdf(secret, info, BOX_KEY_BYTES + RECEIPT_BYTES)
     return AESGCM(derived[:BOX_KEY_BYTES]), derived[BOX_KEY_BYTES:]
+
+
+_PROBE: Final = X25519PrivateKey.generate()
+"""A key that is used for nothing but to see whether public keys have low order."""
 
 
 def _derived(seed: bytes, purpose: str, length: int, *more: str) -> bytes:

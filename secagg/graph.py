@@ -80,19 +80,21 @@ class Graph:
         (('a', 'c'), ('a', 'b', 'c'))
     """
 
-    __slots__ = ("_places", "_ring", "degree", "names")
+    __slots__ = ("_holders", "_places", "_ring", "degree", "names")
 
     names: tuple[str, ...]
     degree: int
     _ring: tuple[str, ...]
     _places: dict[str, int]
+    _holders: dict[str, tuple[str, ...]]
 
     def __init__(self, names: tuple[str, ...], degree: int, ring: tuple[str, ...]) -> None:
         """Use `complete`, `harary` or `draw`."""
         places = {name: place for place, name in enumerate(ring)}
         if len(places) < len(names):
             raise ValueError(f"Expected different ids, got {len(names) - len(places)} of them twice.")
-        for attribute, value in (("names", names), ("degree", degree), ("_ring", ring), ("_places", places)):
+        own = {"names": names, "degree": degree, "_ring": ring, "_places": places, "_holders": {}}
+        for attribute, value in own.items():
             object.__setattr__(self, attribute, value)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -164,8 +166,12 @@ class Graph:
             raise ValueError(f"Expected an id of the roster of {len(self.names)} clients, got {name!r}.")
         if not self.degree:
             return self.names
-        half, size = self.degree // 2, len(self._ring)
-        return tuple(sorted(self._ring[(place + step) % size] for step in range(-half, half + 1)))
+        found = self._holders.get(name)
+        if found is None:
+            half, size = self.degree // 2, len(self._ring)
+            near = (self._ring[(place + step) % size] for step in range(-half, half + 1))
+            found = self._holders[name] = tuple(sorted(near))
+        return found
 
 
 def draw(names: Iterable[str], degree: int, seed: bytes) -> Graph:

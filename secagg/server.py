@@ -575,15 +575,21 @@ class Server:
         """Stage 3: to each client the boxes that its neighbours sealed for it."""
         self._verify_left(state, state.boxes, "sharing")
         state.shared = frozenset(state.boxes)
+        # One pass over senders, in the order of ids: so is what each receiver gets.
+        inboxes: dict[str, list[memoryview]] = {name: [] for name in sorted(state.shared)}
+        state.senders = {name: [] for name in inboxes}
+        size = box_bytes(state.offer.hybrid)
+        for sender in inboxes:
+            boxes = state.boxes[sender]
+            for place, receiver in enumerate(state.graph.neighbours(sender)):
+                if receiver in inboxes:
+                    inboxes[receiver].append(boxes[place * size : (place + 1) * size])
+                    state.senders[receiver].append(sender)
         delivered = {}
-        for name in sorted(state.shared):
-            neighbours = state.graph.neighbours(name)
-            senders = state.senders[name] = [peer for peer in neighbours if peer in state.shared]
-            message = Delivery(
-                *self._header(state), roster=state.roster, present=to_bits(neighbours, senders)
-            )
-            boxes = b"".join(self._box(state, peer, name) for peer in senders)
-            delivered[name] = seal(self._identity, message, boxes)[0]
+        for name, inbox in inboxes.items():
+            present = to_bits(state.graph.neighbours(name), state.senders[name])
+            message = Delivery(*self._header(state), roster=state.roster, present=present)
+            delivered[name] = seal(self._identity, message, b"".join(inbox))[0]
         if not state.offer.hybrid:  # A hybrid round's boxes also hold what unmasking needs.
             state.boxes = {}
         state.total = self._zeros(state.encoding.words)
@@ -601,11 +607,6 @@ class Server:
         place = bisect_left(holders, receiver)
         place -= sender < receiver  # it sealed none for itself
         return state.boxes[sender][place * size : (place + 1) * size]
-
-    def _receipt(self, state: _Round, holder: str, sender: str) -> bytes:
-        """The holder's receipt for the box that the sender sealed for it."""
-        start = RECEIPT_BYTES * bisect_left(state.senders[holder], sender)
-        return state.receipts[holder][start : start + RECEIPT_BYTES]
 
     def _take_vector(self, state: _Round, masked: Masked, opened: Opened) -> None:
         """Stage 4: into the running sum, once the whole of it is there."""
@@ -679,16 +680,15 @@ class Server:
     def _end_consistency(self, state: _Round) -> dict[str, bytes]:
         """Stage 6: to each signer the signatures of its neighbourhood."""
         self._verify_left(state, state.signatures, "signing")
+        receipts = self._receipts(state)
         agreements = {}
         for name in sorted(state.signatures):
             holders = state.graph.holders(name)
-            signers = [peer for peer in holders if peer in state.signatures]
+            signers = [peer for peer in holders if peer in state.signatures][: state.threshold]
             if len(signers) < state.threshold:
                 continue  # It could not go on.
             message = Agreement(*self._header(state), roster=state.roster, signers=to_bits(holders, signers))
-            near = [peer for peer in state.senders[name] if peer in state.vectors]
-            tail = [state.signatures[peer] for peer in signers]
-            tail += [self._receipt(state, peer, name) for peer in near]
+            tail = [state.signatures[peer] for peer in signers] + receipts[name]
             agreements[name] = seal(self._identity, message, b"".join(tail))[0]
         state.asked = frozenset(agreements)
         adverts = adverts_of(state.adverts)
@@ -706,6 +706,16 @@ class Server:
         )
         self._phase = ServerPhase.UNMASKING
         return agreements
+
+    def _receipts(self, state: _Round) -> dict[str, list[bytes]]:
+        """For each survivor the receipts of its surviving neighbours, by their ids."""
+        receipts: dict[str, list[bytes]] = {name: [] for name in state.vectors}
+        for holder in sorted(state.vectors):
+            given = state.receipts[holder]
+            for place, sender in enumerate(state.senders[holder]):
+                if sender in receipts:
+                    receipts[sender].append(given[place * RECEIPT_BYTES : (place + 1) * RECEIPT_BYTES])
+        return receipts
 
     def _take_unmask(self, state: _Round, unmasking: Unmasking, unmask: Unmask, shares: memoryview) -> None:
         """Stage 6: one share of each peer."""
