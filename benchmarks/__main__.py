@@ -18,6 +18,7 @@ SUBJECTS = {
     "masking": "pairwise masks and whole-client encoding against the raw keystream of the same bytes",
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",
     "rounds": "a round of a federation with privacy and masks against the plain local steps alone",
+    "secagg": "a client and the server at the scale of Bonawitz et al. (2017); how costs grow",
     "train": "the default run as a user starts it, against its limit of a minute",
 }
 
