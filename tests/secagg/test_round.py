@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import secagg.messages
 from secagg import (
     ClientPhase,
+    CohortError,
     Encoding,
     MessageError,
     Policy,
@@ -258,6 +259,114 @@ def test_encoding_alone_equals_the_clear_reduction_and_forgets_the_order(schema,
     again = encoding.decode(shuffled, n)
     for name, value in reduced.values.items():
         assert_agrees(value, again.values[name], 0, name)
+
+
+def test_drawn_dropouts_end_rounds_and_let_them_go_on():
+    """The property tests above see both: of the same draws, by the rule alone."""
+    outcomes = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        names = [f"c{i}" for i in range(int(rng.integers(3, 13)))]
+        drops = drawn_drops(names, rng)
+        outcomes.append((bool(drops), expected_to_finish(names, drops, Fraction(67, 100))))
+    assert 0.3 < np.mean([finished for _, finished in outcomes]) < 0.9
+    assert sum(dropped and finished for dropped, finished in outcomes) > 40
+
+
+SPARSE = Policy(min_clients=3, allow_three=True, threshold_fraction=0.7, colluders=0, sparse=True)
+COUNT = Schema(n=counted(), x=summed(1.0, shape=(4,)))
+
+
+def sparse_round(beacons: Mapping[str, bytes], drops: Mapping[str, str] | None = None) -> Played:
+    """35 clients of degree 8, each worth another count."""
+    parties = make_parties(35, COUNT, policy=SPARSE, degree=8)
+    values = [{"n": 2**i, "x": np.zeros(4)} for i in range(20)] + [{"n": 0, "x": np.zeros(4)}] * 15
+    return play(parties, values, drops or {}, beacons)
+
+
+def test_a_client_with_another_beacon_is_a_dropped_client():
+    played = sparse_round({"c3": b"another beacon's output"})
+    assert played.result is not None
+    assert played.result.values["n"] == 2**20 - 1 - 2**3
+    assert "c3" in played.result.dropped
+
+
+@pytest.mark.parametrize("several", [4, 34, 35])
+def test_beacons_that_differ_give_no_wrong_sum(several):
+    """Whoever disagrees is not in the sum; where too few agree with the server nothing comes out."""
+    odd = {f"c{i}": b"another beacon's output" for i in range(several)}
+    played = sparse_round(odd)
+    if played.result is None:
+        assert several > 4
+        assert played.error is not None
+        assert set(odd) <= set(played.error.blame)
+    else:
+        left = [i for i in range(20) if f"c{i}" not in odd]
+        assert played.result.values["n"] == sum(2**i for i in left)
+        assert set(odd).isdisjoint(played.result.survivors)
+
+
+def test_a_server_that_draws_another_graph_gets_no_boxes():
+    """It may name any beacon: what clients sign is bound to the one that each of them fetched."""
+    parties = make_parties(33, COUNT, policy=SPARSE, degree=8)
+    offer = parties.server.open(1)
+    for client in parties.clients:
+        parties.server.receive(client.receive(offer))
+    messages = parties.server.advance()
+    parties.server.draw_graph(b"a beacon that the server likes")
+    for client in parties.clients:
+        client.receive(messages[client.name])
+        with pytest.raises(MessageError, match="another roster or beacon"):
+            parties.server.receive(client.draw_graph(BEACON))
+    with pytest.raises(CohortError, match="has 0 clients after sharing") as info:
+        parties.server.advance()
+    assert info.value.blame == tuple(sorted(parties.names()))
+
+
+def test_the_same_roster_and_beacon_give_all_the_same_graph():
+    parties = make_parties(33, COUNT, policy=SPARSE, degree=8)
+    offer = parties.server.open(1)
+    for client in parties.clients:
+        parties.server.receive(client.receive(offer))
+    messages = parties.server.advance()
+    parties.server.draw_graph(BEACON)
+    graphs = {parties.server._round.graph}
+    for client in parties.clients[::4]:
+        client.receive(messages[client.name])
+        client.draw_graph(BEACON)
+        graphs.add(client._round.graph)
+    assert len(graphs) == 1
+    assert graphs.pop().degree == 8
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_several_may_drop_at_once_at_any_stage(stage):
+    """Of 9 clients and threshold 6, three; a fourth is one too many, but before the cohort is fixed."""
+    policy = Policy(min_clients=3, allow_three=True)
+    for count in (1, 3, 4):
+        parties = make_parties(9, COUNT, policy=policy)
+        drops = {f"c{2 * i}": stage for i in range(count)}
+        values = [{"n": 2**i, "x": np.zeros(4)} for i in range(9)]
+        played = play(parties, values, drops)
+        if count == 4 and stage != "advert":
+            assert isinstance(played.error, CohortError)
+            assert played.error.blame == tuple(sorted(drops))
+            continue
+        assert played.result is not None
+        gone = drops if stage in STAGES[:3] else {}
+        assert played.result.values["n"] == 511 - sum(2 ** int(name[1]) for name in gone)
+        assert played.result.dropped == (() if stage == "advert" else tuple(sorted(gone)))
+
+
+def test_dropouts_at_every_stage_of_one_round():
+    policy = Policy(min_clients=3, allow_three=True, threshold_fraction=0.55, colluders=0)
+    parties = make_parties(12, COUNT, policy=policy)
+    values = [{"n": 2**i, "x": np.zeros(4)} for i in range(12)]
+    drops = dict(zip(("c1", "c3", "c5", "c7", "c9"), STAGES, strict=True))
+    played = play(parties, values, drops)
+    assert played.result is not None
+    assert played.result.dropped == ("c3", "c5")
+    assert played.result.values["n"] == 4095 - 2 - 8 - 32
 
 
 def test_three_rounds_of_one_run_with_every_kind_of_field():

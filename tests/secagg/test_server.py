@@ -416,6 +416,39 @@ def test_parts_out_of_order_doubled_or_overlapping_are_refused(came):
     parties.server.abort()
 
 
+def test_receipts_come_with_the_first_words_and_with_no_others():
+    """Sixteen bytes for each of three boxes."""
+    parties = ready_for_parts()
+    first, second, _ = parts_of(parties.clients[0])
+    for receipts in (b"", bytes(32), bytes(47), bytes(64)):
+        bad = resealed(parties, 0, first, Masked, receipts=receipts)
+        said = f"expected 48 bytes of receipts, got {len(receipts)}"
+        refuse(parties.server, bad, said, "c0")
+    parties.server.receive(first)
+    bad = resealed(parties, 0, second, Masked, receipts=bytes(48))
+    refuse(parties.server, bad, "expected 0 bytes of receipts, got 48", "c0")
+    parties.server.receive(second)
+    parties.server.abort()
+
+
+def test_each_client_is_shown_the_receipts_of_its_surviving_neighbours():
+    """What each sent for the box that it had of this client, in the order of ids."""
+    parties = make_parties(5, SCHEMA)
+    answers = reach(parties, ServerPhase.VECTORS)
+    sent = {name: reopen(parties, answer, Masked).receipts for name, answer in answers.items()}
+    for name in ("c0", "c1", "c3", "c4"):
+        parties.server.receive(answers[name])
+    messages = parties.server.advance()
+    for client in parties.clients:
+        if client.name in messages:
+            parties.server.receive(client.receive(messages[client.name]))
+    shown = open_sealed(parties.server.advance()["c3"], (Agreement,), {"": parties.boss.public_key}, 10**6)
+    # c0 and c1 had boxes of four others, of which c3 is the third by id; c4 likewise the fourth.
+    expected = [sent[name][16 * place : 16 * place + 16] for name, place in (("c0", 2), ("c1", 2), ("c4", 3))]
+    assert bytes(shown.tail[4 * 64 :]) == b"".join(expected)
+    assert len(set(expected)) == 3
+
+
 def test_half_a_vector_is_none_of_the_sum():
     """Who vanishes half-way has dropped: the sum is that of the others, exactly."""
     parties = ready_for_parts(5)
