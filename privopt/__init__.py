@@ -5,13 +5,22 @@ Loads no framework: numpy, torch and the rest are imported when their arrays, mo
 
 from typing import TYPE_CHECKING
 
-from secagg import adaptive as adaptive
-from secagg import averaged as averaged
-from secagg import counted as counted
-from secagg import local as local
-from secagg import public as public
-from secagg import same as same
-from secagg import summed as summed
+from secagg.fields import adaptive as adaptive
+from secagg.fields import all_ as all_
+from secagg.fields import any_ as any_
+from secagg.fields import averaged as averaged
+from secagg.fields import counted as counted
+from secagg.fields import histogram as histogram
+from secagg.fields import local as local
+from secagg.fields import maximum as maximum
+from secagg.fields import minimum as minimum
+from secagg.fields import moments as moments
+from secagg.fields import public as public
+from secagg.fields import quantile as quantile
+from secagg.fields import same as same
+from secagg.fields import sparse as sparse
+from secagg.fields import summed as summed
+from secagg.fields import true_count as true_count
 
 from .auxvar import AuxVar as AuxVar
 from .executors import executor as executor
@@ -49,19 +58,28 @@ else:  # hidden from type checkers, so that a misspelt name is an error to them
         "Schedule",
         "Vector",
         "adaptive",
+        "all_",
+        "any_",
         "averaged",
         "counted",
         "executor",
+        "histogram",
         "list_aggregators",
         "list_optim_modules",
         "list_optim_regularizers",
         "list_rate_schedulers",
         "local",
+        "maximum",
+        "minimum",
+        "moments",
         "public",
+        "quantile",
         "same",
         "set_num_threads",
+        "sparse",
         "state",
         "summed",
+        "true_count",
         *_LATER,
     ]
 

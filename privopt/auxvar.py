@@ -12,7 +12,23 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 import numpy as np
 
-from secagg import averaged, counted, local, public, same, summed
+from secagg.fields import (
+    all_,
+    any_,
+    averaged,
+    counted,
+    histogram,
+    local,
+    maximum,
+    minimum,
+    moments,
+    public,
+    quantile,
+    same,
+    sparse,
+    summed,
+    true_count,
+)
 from secagg.reductions import (
     Counted,
     Local,
@@ -31,7 +47,26 @@ from .vector import Vector
 __all__ = ["AuxVar"]
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(summed, averaged, counted, same, public, local))
+@dataclass_transform(
+    kw_only_default=True,
+    field_specifiers=(
+        summed,
+        averaged,
+        sparse,
+        counted,
+        true_count,
+        moments,
+        histogram,
+        quantile,
+        any_,
+        all_,
+        maximum,
+        minimum,
+        same,
+        public,
+        local,
+    ),
+)
 class AuxVar:
     """Auxiliary variables of one algorithm; every field declares how clients' values combine.
 
@@ -116,7 +151,12 @@ class AuxVar:
         fields: dict[str, Any] = {}
         for field, reduction in cls._reductions.items():
             value = None if isinstance(reduction, Local) else values[field]
-            if field in cls._vectors and like is not None and isinstance(value, np.ndarray):
+            if (
+                field in cls._vectors
+                and like is not None
+                and isinstance(value, np.ndarray)
+                and value.ndim == 1
+            ):
                 value = like.unflatten(value)
             fields[field] = value
         return cls(**fields)
@@ -143,8 +183,9 @@ class AuxVar:
         if not parts:
             raise ValueError(f"Expected at least one {cls.__name__} to combine, got none.")
         rows = [part.to_values() for part in parts]
+        like = next((v for f in cls._vectors if isinstance(v := getattr(parts[0], f), Vector)), None)
         combined: dict[str, Any] = {}
-        for field, reduction in cls._reductions.items():
+        for field, reduction in cls.reductions(None if like is None else like.layout).items():
             if isinstance(reduction, Local):
                 continue
             column = [row[field] for row in rows]
@@ -160,7 +201,6 @@ class AuxVar:
                 weight = getattr(reduction, "weight", None)
                 weights = None if weight is None else [row[weight] for row in rows]
                 combined[field] = reduction.reduce(column, weights)
-        like = next((v for f in cls._vectors if isinstance(v := getattr(parts[0], f), Vector)), None)
         result = cls.from_values(combined, like)
         result._parts = tuple(parts)
         return result

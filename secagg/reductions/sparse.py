@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SchemaError
-from .base import MAX_SIZE, Lanes, Source, total_of, verify_int
+from .base import MAX_SIZE, Lanes, Source, verify_int
 from .sums import Bounded
 
 
@@ -84,19 +84,20 @@ class Sparse(Bounded):
         """Sum over clients at the indices, zero elsewhere."""
         places = np.array(self.indices)
         arrays = [np.asarray(value) for value in values]
-        inside = [a if len(a) == self.num_lanes else a[places] for a in arrays]
-        return self.assemble({"value": total_of(inside, self.integer)}, 1)
+        whole = np.zeros(self.shape or max(map(len, arrays)), np.int64 if self.integer else np.float64)
+        for array in arrays:
+            whole[places] += array if len(array) == self.num_lanes else array[places]
+        return whole
 
     def assemble(self, sums: Mapping[str, NDArray[Any]], weight: int, out: NDArray[Any] | None = None) -> Any:
         """The whole array: sums at the indices, zero elsewhere."""
-        total = sums["value"]
-        whole = np.empty(self.dims, total.dtype) if out is None else out
+        whole = np.empty(self.dims, sums["value"].dtype) if out is None else out
         whole[...] = 0
         indices = self.indices
-        places = (
-            slice(indices.start, indices.stop, indices.step) if isinstance(indices, range) else [*indices]
-        )
-        whole[places] = total
+        if isinstance(indices, range):
+            whole[indices.start : indices.stop : indices.step] = sums["value"]
+        else:
+            whole[np.array(indices)] = sums["value"]
         return whole
 
     def error_bound(self, n: int, at_most: int) -> float:
