@@ -30,6 +30,7 @@ SHORT = 400_000
 OVER_RAW = 1.3
 THREADS_OVER_ONE = 1 / 1.7
 CLIENT_OVER_RAW = 200 / 90
+FLOWER, DECLEARN = 1 / 15, 1 / 40
 _BLOCK = 1 << 18
 _ZEROS = memoryview(bytes(_BLOCK))
 
@@ -63,9 +64,11 @@ def cases() -> Iterator[Benchmark]:
         "50 pair masks on 40 MB, 2 threads on both sides": functools.partial(_masks, k=50, threads=2),
         "50 pair masks on 40 MB, 2 threads against 1": functools.partial(_threads, size=VECTOR, k=50),
         "1,000 pair masks on 400 KB": functools.partial(_masks, k=1000, size=SHORT),
-        "1,000 pair masks on 400 KB, 2 threads against 1": functools.partial(_threads, size=SHORT, k=1000),
-        "10 masks on 10 M values of 16 bits, as sent": functools.partial(_flower, size=PACKED),
-        "10 masks on 10 M words of 32 bits": functools.partial(_flower, size=VECTOR),
+        "1,000 pair masks on 400 KB, 2 threads against 1": functools.partial(
+            _threads, size=SHORT, k=1000, bar=None
+        ),
+        "10 masks on 10 M values of 16 bits, as sent": functools.partial(_flower, size=PACKED, bar=FLOWER),
+        "10 masks on 10 M words of 32 bits": functools.partial(_flower, size=VECTOR, bar=None),
         "encode and mask 1 M float32, 10 peers": _declearn,
         "encode and mask 10 M float32, 31 peers": _client,
         "encode and mask 10 M float32, 31 peers: memory": _memory,
@@ -91,17 +94,17 @@ def _masks(case: str, *, k: int, size: int = VECTOR, key_bytes: int = 16, thread
     return compare(case, masked, raw, "raw keystream", runs=7, bar=OVER_RAW)
 
 
-def _threads(case: str, *, size: int, k: int) -> Case:
+def _threads(case: str, *, size: int, k: int, bar: float | None = THREADS_OVER_ONE) -> Case:
     words = np.zeros(size // 8, np.uint64)
 
     def masked(threads: int) -> None:
         add_masks(words, _random_masks(k), threads=threads)
 
     two, one = functools.partial(masked, 2), functools.partial(masked, 1)
-    return compare(case, two, one, "one thread", runs=7, bar=THREADS_OVER_ONE)
+    return compare(case, two, one, "one thread", runs=7, bar=bar)
 
 
-def _flower(case: str, *, size: int) -> Case:
+def _flower(case: str, *, size: int, bar: float | None) -> Case:
     """Ten masks on 10 M values: theirs each in an int64, ours in `size` bytes."""
     FlowerMasks.verify()
     values = np.random.default_rng(0).integers(0, 2**16, 10_000_000, dtype=np.int32)
@@ -110,7 +113,7 @@ def _flower(case: str, *, size: int) -> Case:
     def masked() -> None:
         add_masks(words, _random_masks(10))
 
-    return compare(case, masked, FlowerMasks.random(values, 10), "flower", runs=5, seconds=0, bar=1 / 15)
+    return compare(case, masked, FlowerMasks.random(values, 10), "flower", runs=5, seconds=0, bar=bar)
 
 
 def _declearn(case: str) -> Case:
@@ -118,7 +121,7 @@ def _declearn(case: str) -> Case:
     DeclearnMasks.verify()
     values = _values(1_000_000)
     theirs = DeclearnMasks.random(values["update"], 10)
-    return compare(case, _client_of(values, 10), theirs, "declearn", runs=3, seconds=0, bar=1 / 40)
+    return compare(case, _client_of(values, 10), theirs, "declearn", runs=5, seconds=0, bar=DECLEARN)
 
 
 def _client(case: str) -> Case:
