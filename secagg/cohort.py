@@ -163,7 +163,8 @@ def _most_common(hashes: Iterable[bytes]) -> bytes | None:
 
 
 def _verify_declared(field: str, value: object) -> None:
-    if not isinstance(value, (str, int, float, bool, bytes)):
+    # No subclass: its name would enter the hash, and other parties may read it back as its base.
+    if type(value) not in (str, int, float, bool, bytes):
         raise EncodingError(
             f"Field {field!r}: expected a declared str, int, float, bool or bytes, got "
             f"{type(value).__name__}."

@@ -59,6 +59,7 @@ KemKey: TypeAlias = Annotated[bytes, Meta(max_length=KEM_KEY_BYTES)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**31)]
 Bits: TypeAlias = Annotated[bytes, Meta(max_length=MAX_CLIENTS // 8)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+DeclaredInt: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 DeclaredText: TypeAlias = Annotated[str, Meta(max_length=MAX_DECLARED)]
 DeclaredBytes: TypeAlias = Annotated[bytes, Meta(max_length=MAX_DECLARED)]
 
@@ -121,7 +122,7 @@ class Advert(Message, frozen=True, array_like=True, forbid_unknown_fields=True):
     transport_kem: KemKey
     context: Hash
     same: Annotated[dict[Name, Hash], Meta(max_length=MAX_FIELDS)]
-    public: Annotated[dict[Name, DeclaredText | int | float | bool], Meta(max_length=MAX_FIELDS)]
+    public: Annotated[dict[Name, DeclaredText | DeclaredInt | float | bool], Meta(max_length=MAX_FIELDS)]
     public_bytes: Annotated[dict[Name, DeclaredBytes], Meta(max_length=MAX_FIELDS)]
 
 
@@ -311,6 +312,8 @@ def open_sealed(
         message = _DECODERS[kind].decode(view[_HEADER:end])
     except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError):
         raise refused() from None
+    if _ENCODER.encode(message) != view[_HEADER:end]:  # longer forms, fields twice: readers could differ
+        raise refused()
     key = keys.get(message.sender)
     digest = _digest(KINDS[kind], view[_LENGTH:end], view[end:])
     if key is None or not verify_signature(key, bytes(view[_SIGNATURE:_LENGTH]), _signed(digest)):

@@ -354,7 +354,7 @@ class Server:
             schema=self._schema.to_bytes(),
             capacity=capacity,
             min_clients=self._policy.min_clients,
-            threshold_fraction=self._policy.threshold_fraction,
+            threshold_fraction=float(self._policy.threshold_fraction),
             degree=self._degree,
             cipher=self._policy.cipher,
             hybrid=self._policy.hybrid,
