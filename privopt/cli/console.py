@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from ..report.text import percent, small
+from ..report.text import gone, percent, small
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -134,7 +134,9 @@ class Console:
 def _federation(facts: dict[str, Any]) -> str:
     model, parameters = facts["config"]["model"]["name"], facts["model"]["parameters"]
     data = facts.get("data") or facts["config"]["data"]["name"]
-    return f"{len(facts['clients'])} clients · {data} · {model}, {parameters:,} parameters"
+    share = facts["config"].get("dropout", 0)
+    trial = f" · {100 * share:g} % vanish from each round" if share else ""
+    return f"{len(facts['clients'])} clients · {data} · {model}, {parameters:,} parameters{trial}"
 
 
 def _privacy(plan: dict[str, Any] | None) -> str:
@@ -198,4 +200,13 @@ def _round(line: dict[str, Any]) -> str:
         ]
     parts.append(f"ε {max(spent):.2f}" if spent else "")
     parts.append(f"out of budget: {', '.join(stopped)}" if stopped else "")
+    if line["status"] == "ok":
+        parts.append(_dropped(line["clients"]))
     return "  ".join(filter(None, parts))
+
+
+def _dropped(clients: dict[str, dict[str, Any]]) -> str:
+    """How many are in the sum, and who vanished at which stage; empty where nobody did."""
+    told = gone((name, at.get("dropped"), at.get("late", False)) for name, at in clients.items())
+    counted = sum(client["status"] == "ok" for client in clients.values())
+    return f"{counted} of {len(clients)} in the sum, gone: {told}" if told else ""

@@ -11,5 +11,6 @@ from .problem import Problem as Problem
 from .problem import TorchProblem as TorchProblem
 from .server import RoundReport as RoundReport
 from .server import Server as Server
+from .settings import Dropouts as Dropouts
 from .settings import EarlyStop as EarlyStop
 from .settings import Selection as Selection

@@ -26,7 +26,7 @@ from .home import Home
 from .privacy import Policy, Privacy, PrivacyPlan
 from .problem import Problem
 from .server import RoundReport, Server
-from .settings import Selection
+from .settings import Dropout, Dropouts, Selection
 
 __all__ = ["Federation", "build_federation"]
 
@@ -47,6 +47,7 @@ class Federation:
             ConnectionError. A plain call by default.
         need: Fewest clients without which no round can open.
         selection: Which clients are asked in a round; all by default.
+        dropouts: Which of them vanish, for trial; none by default.
 
     Raises:
         ValueError: If fewer are to be asked than a round needs.
@@ -63,6 +64,7 @@ class Federation:
         transport: Transport | None = None,
         need: int = 1,
         selection: Selection | None = None,
+        dropouts: Dropouts | None = None,
     ) -> None:
         self.selection = selection or Selection()
         if self.selection.clients is not None and self.selection.clients < need:
@@ -70,6 +72,7 @@ class Federation:
                 f"Expected a selection of at least {need} clients, got {self.selection.clients}: a round "
                 "needs as many. Ask more, or lower min_clients."
             )
+        self.dropouts = dropouts or Dropouts()
         self.out: set[str] = set()
         self.clients = {client.id: client for client in clients}
         self.server = server
@@ -106,11 +109,14 @@ class Federation:
         started = time.perf_counter()
         server = self.server
         asked = self._select()
+        gone = self.dropouts.draw(server.round + 1, asked)
+        late: dict[str, bytes] = {}
         server.begin(asked)
         try:
-            self._ask(asked, server.opening)
+            late = self._ask(asked, server.opening, gone)
             while messages := server.advance():
-                self._ask({name: self.clients[name] for name in messages}, messages.__getitem__)
+                self._deliver_late(late)
+                late = self._ask({name: self.clients[name] for name in messages}, messages.__getitem__, gone)
             report = server.finish()
         except secagg.RoundAborted as error:
             report = server.abort(str(error))
@@ -118,6 +124,7 @@ class Federation:
             # An interrupt, or a fault: whoever catches it may go on with the next round.
             server.abort("stopped")
             raise
+        self._deliver_late(late)
         self.seconds = time.perf_counter() - started
         for name, client in report.clients.items():
             if client.status == "stopped":
@@ -136,9 +143,15 @@ class Federation:
         chosen = self.selection.choose(self.server.round + 1, able)
         return {name: self.clients[name] for name in chosen} or self.clients
 
-    def _ask(self, clients: Mapping[str, Client], message: Callable[[str], bytes]) -> None:
-        """Deliver to each its message, and take their answers."""
+    def _ask(
+        self, clients: Mapping[str, Client], message: Callable[[str], bytes], gone: Mapping[str, Dropout]
+    ) -> dict[str, bytes]:
+        """Deliver to each its message, and take their answers; returns those that come after the stage."""
+        late, stage = {}, self.server.stage
         for name, client in clients.items():
+            misses = name in gone and gone[name].misses(stage)
+            if misses and not gone[name].late:
+                continue
             try:
                 answer = self._transport(client, message(name))
             except CLIENT_FAILURES:
@@ -146,12 +159,24 @@ class Federation:
                 continue
             if answer is None:
                 continue
+            if misses:
+                late[name] = answer
+                continue
             try:
                 self.server.receive(answer)
             except (ValueError, secagg.SecAggError):
                 # Damaged or forged on its way, or not what the round expects: no answer came. (A fault of
                 # the client's own program is another matter, and is raised above.)
                 continue
+        return late
+
+    def _deliver_late(self, answers: Mapping[str, bytes]) -> None:
+        """Answers to a stage that has ended: the server refuses them, and nothing changes."""
+        for name, answer in answers.items():
+            try:
+                self.server.receive(answer)
+            except (ValueError, secagg.SecAggError):
+                self.server.report.clients[name].late = True
 
 
 def verify_delta(client: str, delta: float, num_samples: int) -> None:
@@ -188,6 +213,7 @@ def build_federation(
     dataset: Callable[[str], str] = str,
     transport: Transport | None = None,
     selection: Selection | None = None,
+    dropouts: Dropouts | None = None,
 ) -> Federation:
     """Put clients and a server together: homes, keys, pinned roster, ledgers and budgets.
 
@@ -221,6 +247,7 @@ def build_federation(
         dataset: Name of a client's dataset in its ledger.
         transport: See `Federation`.
         selection: See `Federation`; the privacy plan is not made smaller by it.
+        dropouts: See `Federation`; nor by them.
 
     Raises:
         TypeError: If `client_optimizer` makes no optimizer, or `server_optimizer` is none.
@@ -320,7 +347,9 @@ def build_federation(
         loss=plan is None or "loss" in disclose,
     )
     need = masks.min_clients if masks is not None else 1
-    federation = Federation(clients, server, transport=transport, need=need, selection=selection)
+    federation = Federation(
+        clients, server, transport=transport, need=need, selection=selection, dropouts=dropouts
+    )
     if temporary is not None:
         weakref.finalize(federation, shutil.rmtree, temporary, ignore_errors=True)
     return federation

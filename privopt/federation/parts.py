@@ -19,13 +19,13 @@ from ..optimizer import Optimizer
 from ..setup import data as datasets
 from ..setup import models
 from ..setup.config import check_plugins, chosen_aggregator
-from ..setup.tables import Config, ConfigError, OptimizerSpec
+from ..setup.tables import Config, ConfigError, OptimizerSpec, mask_policy
 from ..vector import Vector
 from .federation import Federation, Transport, build_federation, verify_delta
 from .privacy import PrivacyPlan
 from .problem import TorchProblem
 from .schema import round_schema
-from .settings import EarlyStop, Selection
+from .settings import Dropouts, EarlyStop, Selection
 
 __all__ = ["Parts", "make_optimizer"]
 
@@ -131,9 +131,7 @@ class Parts:
     def masks(self) -> secagg.Policy | None:
         """Policy of the masked rounds; None where values travel in clear."""
         wanted = self.config.masks
-        if not wanted.enabled:
-            return None
-        return secagg.Policy(min_clients=wanted.min_clients, allow_three=wanted.allow_three)
+        return mask_policy(wanted) if wanted.enabled else None
 
     def federation(
         self,
@@ -172,6 +170,7 @@ class Parts:
             dataset=self.dataset,
             transport=transport,
             selection=Selection(chosen.how, chosen.clients, config.seed),
+            dropouts=Dropouts(config.dropout, config.seed),
         )
         return federation, central
 

@@ -320,6 +320,8 @@ class _Run:
             "clients": {
                 name: {
                     "status": client.status,
+                    "dropped": client.dropped,
+                    "late": client.late,
                     "epsilon": client.epsilon if client.epsilon is not None else self._epsilon_before(name),
                     "steps": None
                     if timed

@@ -50,12 +50,14 @@ class ClientReport:
         dropped: Stage from which on it was not heard of: ``"advert"``, ``"shares"``, ``"vector"``,
             ``"consistency"`` or ``"unmask"``, or ``"values"`` where they travel in clear. After its vector
             came, a client is ``"ok"`` all the same.
+        late: Whether its answer to that stage came after all, and was refused.
         epsilon: What its ledger says this run has spent; None without DP.
         releases: What it has released and the server had not recorded yet.
     """
 
     status: str = "waiting"
     dropped: str | None = None
+    late: bool = False
     epsilon: float | None = None
     releases: list[dict[str, Any]] = field(default_factory=list)
 
@@ -341,6 +343,11 @@ class Server:
         carried = {name: value for name, value in values.items() if name not in declared}
         secagg.Encoding(self.schema, 1).encode(carried, np.random.default_rng(0))
         return values
+
+    @property
+    def report(self) -> RoundReport:
+        """The round under way, or the last one."""
+        return self._report
 
     @property
     def stage(self) -> str | None:

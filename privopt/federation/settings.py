@@ -1,18 +1,23 @@
-"""Who takes part in a round, and when a run ends: floor 6.
+"""Who takes part in a round, who vanishes from it for trial, and when a run ends: floor 6.
 
-Both follow from public values alone: numbers of samples are declared public, and so is the metric.
+All follow from public values alone: numbers of samples are declared public, and so is the metric.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["EarlyStop", "Selection"]
+__all__ = ["Dropout", "Dropouts", "EarlyStop", "Selection"]
+
+STAGES = ("advert", "shares", "vector", "consistency", "unmask")
+"""What a client sends in a masked round, in order; in a clear one its values take the first three's place."""
+_LATE = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Selection:
             start = (number - 1) * self.clients
             chosen = {names[(start + i) % len(names)] for i in range(self.clients)}
         else:
-            draw = self._generator(number)
+            draw = _generator(self.seed, "selection", number)
             weights = np.array([samples[name] for name in names], float)
             if self.how == "uniform":
                 weights = np.ones(len(names))
@@ -70,9 +75,70 @@ class Selection:
             chosen = {names[i] for i in np.argsort(-keys, kind="stable")[: self.clients]}
         return tuple(name for name in names if name in chosen)
 
-    def _generator(self, number: int) -> np.random.Generator:
-        digest = hashlib.sha256(f"{self.seed}/selection/{number}".encode()).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+def _generator(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """Public draws of one round."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How one client vanishes from one round.
+
+    Attributes:
+        stage: What it is the first not to send in time: ``"advert"``, ``"shares"``, ``"vector"``,
+            ``"consistency"`` or ``"unmask"``.
+        late: Whether it sends that all the same, after the stage has ended; else it vanished before, and
+            hears nothing of the stage.
+    """
+
+    stage: str
+    late: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether its vector is in the sum."""
+        return self.stage in ("consistency", "unmask")
+
+    def misses(self, stage: str | None) -> bool:
+        """Whether this is what it does not send in time; in clear, values are what the sum is made of."""
+        return self.stage == stage or (stage == "values" and not self.counts)
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """Clients that vanish in each round, for trial: who, at which stage, and whether an answer comes late.
+
+    Each stage is as likely, and one in four sends its answer after all, when the stage has ended.
+
+    Args:
+        share: Share of the clients that a round asks, rounded down, in [0, 1).
+        seed: Public seed of the draws.
+
+    Raises:
+        ValueError: If the share is out of range.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"Expected a share of clients in [0, 1) that vanish, got {self.share}.")
+
+    def draw(self, number: int, clients: Iterable[str]) -> dict[str, Dropout]:
+        """Who vanishes from round `number` of those it asks, and how."""
+        names = sorted(clients)
+        count = math.floor(self.share * len(names) + 1e-9)
+        if not count:
+            return {}
+        draw = _generator(self.seed, "dropouts", number)
+        chosen = sorted(draw.choice(len(names), count, replace=False).tolist())
+        return {
+            names[i]: Dropout(STAGES[int(draw.integers(len(STAGES)))], bool(draw.random() < _LATE))
+            for i in chosen
+        }
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..federation.settings import EarlyStop
 from ..setup.config import ConfigError, from_json
 from ..setup.disclosed import disclosures
 from ..setup.tables import Config
+from .dropouts import dropout_faults
 from .folder import PrivacyFacts, RoundLine, RunFacts, RunFolder
 
 __all__ = ["Fault", "run_faults", "run_notes"]
@@ -68,6 +69,7 @@ def _wrong(run: RunFolder) -> Iterator[str]:
         yield f"config.json: {error}"
     else:
         yield from _config(run, config)
+        yield from dropout_faults(run.rounds, config)
     yield from _model(run)
 
 

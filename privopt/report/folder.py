@@ -124,9 +124,14 @@ class RunFacts(msgspec.Struct, frozen=True):
 
 
 class ClientRound(msgspec.Struct, frozen=True):
-    """One client in one round: how it went, and what it has spent and released so far."""
+    """One client in one round: how it went, and what it has spent and released so far.
+
+    `dropped` is the stage from which on nothing of it came in time, `late` whether something came later.
+    """
 
     status: str
+    dropped: str | None = None
+    late: bool = False
     epsilon: float | None = None
     steps: int | None = None
 

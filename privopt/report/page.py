@@ -16,6 +16,7 @@ import msgspec
 
 from ..checkpoint import write_atomic
 from .charts import Line, Reference, line_chart
+from .dropouts import dropout_section, gone_in, summary
 from .folder import RoundLine, RunFolder, read_run
 from .style import PAGE, byte_count, count, html_table, number, paragraph, section, tile
 from .text import percent, small
@@ -48,6 +49,7 @@ def render(run: RunFolder) -> str:
     facts = run.run
     sections = [
         section("Result", _result_charts(run) + _aborted_note(run)),
+        dropout_section(run),
         section("Privacy", _privacy(run)),
         section("What the server learned", _learned(run)),
         section("What left the clients without a price", _disclosed(run)),
@@ -118,7 +120,8 @@ def _tiles(run: RunFolder) -> Iterable[str]:
     done = sum(line.status == "ok" for line in run.rounds)
     aborted = len(run.rounds) - done
     planned = run.config.get("rounds", len(run.rounds))
-    yield tile("Rounds", f"{done}", f"of {planned} planned" + (f", {aborted} aborted" if aborted else ""))
+    notes = [f"of {planned} planned", f"{aborted} aborted" if aborted else "", summary(run.rounds)]
+    yield tile("Rounds", f"{done}", ", ".join(filter(None, notes)))
     sent = sum(line.bytes_up or 0 for line in run.rounds)
     clients = max(1, len(facts.clients))
     note = f"{byte_count(sent / clients / max(1, len(run.rounds)))} a round"
@@ -346,6 +349,7 @@ def _rounds_table(run: RunFolder) -> str:
             str(line.round),
             line.status if line.status == "ok" else f"aborted: {line.reason or 'no reason recorded'}",
             f"{taking_part} of {len(run.run.clients)}",
+            gone_in(line) or "–",
             percent(line.accuracy),
             number(line.loss, ".4f"),
             number(max(spent, default=None), ".3f"),
@@ -354,8 +358,8 @@ def _rounds_table(run: RunFolder) -> str:
             number(line.seconds, ".2f"),
         ]
 
-    columns = ("round", "status", "clients", "accuracy", "loss", "largest ε", "sent", "received", "seconds")
-    table = html_table(columns, map(row, run.rounds), numeric=(0, 2, 3, 4, 5, 6, 7, 8))
+    columns = ("round", "status", "in the sum", "gone", "accuracy", "loss", "largest ε", "sent", "received")
+    table = html_table((*columns, "seconds"), map(row, run.rounds), numeric=(0, 2, 4, 5, 6, 7, 8, 9))
     return f"<details><summary>{count(len(run.rounds), 'round')}, one line each</summary>{table}</details>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["percent", "small", "table"]
+__all__ = ["gone", "percent", "small", "table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
@@ -25,6 +25,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequen
         ).rstrip()
         for line in lines
     )
+
+
+def gone(clients: Iterable[tuple[str, str | None, bool]], named: int = 6) -> str:
+    """Who vanished at which stage, and whether an answer came late; empty where nobody did.
+
+    Example:
+        >>> gone([("clinic-0", None, False), ("clinic-3", "shares", False), ("clinic-5", "unmask", True)])
+        'clinic-3 at shares, clinic-5 at unmask (late)'
+    """
+    said = [f"{name} at {stage}" + " (late)" * late for name, stage, late in clients if stage is not None]
+    return ", ".join(said[:named]) + (f" and {len(said) - named} more" if len(said) > named else "")
 
 
 def percent(value: float | None) -> str:

@@ -358,6 +358,7 @@ seed = 0                 # starts weights and partitions; noise and keys come fr
 rounds = 20
 out = "runs"             # each run makes a folder of its own in it
 twin = true              # also train without privacy, to compare; built-in public data only
+dropout = 0.0            # share of the clients that vanish in each round at some stage: a trial of real life
 
 [data]
 name = "digits"          # "digits", "breast_cancer", or "mnist" with path = "folder of the four idx files"
@@ -404,6 +405,9 @@ disclose = []            # what may leave without a price: "loss" (of training);
 enabled = true
 bits = 16                # a value is rounded to 2^bits - 1 levels
 bound = "adaptive"       # largest absolute value of an update's entry, or a number
-min_clients = 5          # a client takes part only with at least so many
+min_clients = 5          # a client takes part only with at least so many, and a sum is over no fewer
 allow_three = false      # consent to 3 clients, where two that collude see the third
+# threshold = 0.75       # share of a round's clients that must stay to its end; two thirds without it
+colluders = 0.2          # may collude with the server and see nobody's value: a share, or a number
+hybrid = false           # keys by X25519 and ML-KEM-768 together, against quantum computers to come
 """

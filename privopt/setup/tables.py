@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    import secagg
 
 __all__ = [
     "Client",
@@ -28,6 +32,7 @@ __all__ = [
     "Server",
     "Stop",
     "check",
+    "mask_policy",
 ]
 
 MOST_STEPS = 1 << 20
@@ -218,8 +223,12 @@ class Masks(_Table, frozen=True):
         enabled: False sends in clear and says so.
         bits: Levels a value is rounded to: ``2**bits - 1``.
         bound: Largest absolute value of an update's entry, or ``adaptive``.
-        min_clients: Fewest clients that a client takes part with.
+        min_clients: Fewest clients that a client takes part with, and fewest in a sum.
         allow_three: Consent to 3 clients, where two that collude see the third.
+        threshold: Share of a round's clients that must stay to its end; more than half. None is two thirds.
+        colluders: Clients that may collude with the server and still see nobody's value: a share below 1 of
+            the round's clients, rounded down, or a number.
+        hybrid: Agree on keys by X25519 and ML-KEM-768 together, against quantum computers to come.
     """
 
     enabled: bool = True
@@ -227,6 +236,9 @@ class Masks(_Table, frozen=True):
     bound: float | Literal["adaptive"] = "adaptive"
     min_clients: int = 5
     allow_three: bool = False
+    threshold: float | None = None
+    colluders: float = 0.2
+    hybrid: bool = False
 
 
 class Config(_Table, frozen=True):
@@ -237,6 +249,8 @@ class Config(_Table, frozen=True):
         rounds: Rounds of aggregation.
         out: Folder in which the run makes its own.
         twin: Also train without privacy for comparison; only ever on built-in public data.
+        dropout: Share of the clients, rounded down, that vanish in each round at a stage drawn from `seed`: a
+            trial of what a deployment meets.
         data: The rows.
         model: The model.
         client: The clients' side.
@@ -249,6 +263,7 @@ class Config(_Table, frozen=True):
     rounds: int = 20
     out: str = "runs"
     twin: bool = True
+    dropout: float = 0.0
     data: Data = Data()
     model: Model = Model()
     client: Client = Client()
@@ -327,6 +342,8 @@ def _check_run(config: Config) -> None:
     rule(config.seed >= 0, "a seed of at least 0", "seed", config.seed, "It starts weights and partitions.")
     rule(config.rounds >= 1, "at least one round", "rounds", config.rounds, "The default is 20.")
     rule(bool(config.out), "the name of a folder", "out", config.out, 'The default is "runs".')
+    share = "It is the share of the clients that vanish in each round; 0 is none, 0.3 of 8 are 2."
+    rule(0 <= config.dropout < 1, "a dropout in [0, 1)", "dropout", config.dropout, share)
     for name in ("hidden", "channels"):
         widths = getattr(config.model, name)
         rule(all(w >= 1 for w in widths), "widths of at least 1", f"model.{name}", widths, "Try [64].")
@@ -450,3 +467,36 @@ def _check_masks(config: Config) -> None:
     enough = number >= masks.min_clients
     fewer = f"Add some, or accept fewer with masks.min_clients={number}."
     rule(enough, f"masks.min_clients = {masks.min_clients} clients", "data.clients", number, fewer)
+    _check_survival(masks, config.server.selection.clients or number)
+
+
+def _check_survival(masks: Masks, number: int) -> None:
+    """Dropouts: how many must stay, and how many may collude, when all of a round's clients are there."""
+    from secagg.graph import threshold as fewest_left
+
+    rule, threshold = _Rules(MasksConfigError), masks.threshold
+    key, remedy = "masks.threshold", "More must stay than can be told apart; two thirds is usual."
+    rule(threshold is None or 0.5 < threshold <= 1, "a share in (0.5, 1]", key, threshold, remedy)
+    given, key = masks.colluders, "masks.colluders"
+    fits = math.isfinite(given) and given >= 0 and (given < 1 or given == int(given))
+    rule(fits, "a share below 1, or a number of clients", key, given, "The default is 0.2, a fifth.")
+    policy = mask_policy(masks)
+    among, needed = policy.colluding(number), fewest_left(policy.threshold_fraction, number)
+    expected = f"colluders that {needed} of {number} clients can do without"
+    remedy = "Name fewer, or raise masks.threshold: twice those who stay must be more than all and colluders."
+    rule(2 * needed > number + among and among + 2 <= number, expected, key, given, remedy)
+
+
+def mask_policy(masks: Masks) -> secagg.Policy:
+    """What clients and server insist on in a masked round."""
+    import secagg
+
+    policy = secagg.Policy(
+        min_clients=masks.min_clients,
+        allow_three=masks.allow_three,
+        colluders=masks.colluders,
+        hybrid=masks.hybrid,
+    )
+    if masks.threshold is None:
+        return policy
+    return dataclasses.replace(policy, threshold_fraction=masks.threshold)

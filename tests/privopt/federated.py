@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from privopt import Optimizer, Vector
 from privopt.federation.client import Client
 from privopt.federation.federation import Federation, Transport, build_federation
 from privopt.federation.privacy import PrivacyPlan
+from privopt.federation.settings import Dropout, Dropouts
 
 AFTER = {
     secagg.ClientPhase.ADVERTISED: "advert",
@@ -30,6 +31,17 @@ STAGES = tuple(AFTER.values())
 def last_sent(client: Client) -> str | None:
     """The stage of the masked round that this client answered last; None where it is in none."""
     return None if client._secure is None else AFTER[client._secure.phase]
+
+
+class Planned(Dropouts):
+    """Dropouts by hand: who vanishes how, by round."""
+
+    def __init__(self, plan: Mapping[int, Mapping[str, Dropout]]) -> None:
+        super().__init__()
+        object.__setattr__(self, "plan", plan)
+
+    def draw(self, number: int, clients: Iterable[str]) -> dict[str, Dropout]:
+        return dict(self.plan.get(number, {}))  # type: ignore[attr-defined]
 
 
 class Quadratic:
