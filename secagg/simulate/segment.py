@@ -25,6 +25,7 @@ from ..ephemeral import Binding, MaskKey, PublicKeys, self_mask_key
 from ..fields import summed
 from ..masks import Mask, add_masks
 from ..reductions import Summed
+from ..reductions.base import MAX_REAL_BITS
 from ..schema import Schema
 from ..sharing import MASK_SEED, SELF_SEED, hash_seed
 from .holders import reconstruct_each
@@ -38,6 +39,8 @@ _SHARED_AT_ONCE: Final = 256
 
 def field_schema(entries: int, bits: int) -> Schema:
     """One field whose quantum is 1, so that whole numbers are summed exactly."""
+    if not 2 <= bits <= MAX_REAL_BITS:
+        raise ValueError(f"Expected bits in 2..{MAX_REAL_BITS}, got {bits}.")
     return Schema({FIELD: summed(float(2 ** (bits - 1) - 1), bits=bits, shape=(entries,))})
 
 
