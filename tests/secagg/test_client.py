@@ -415,6 +415,50 @@ def test_a_peer_with_a_key_of_low_order_ends_the_round_with_blame(parties, key):
     assert parties.clients[0].phase is ClientPhase.IDLE
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mask_kem": b""}, "ML-KEM keys of 1184 bytes, since the round is hybrid"),
+        ({"transport_kem": bytes(1183)}, "since the round is hybrid"),
+        ({"mask_kem": b"\xff" * 1184}, "not valid"),
+        ({"transport_kem": b"\xff" * 1184}, "not valid"),
+    ],
+    ids=str,
+)
+def test_a_peer_without_good_encapsulation_keys_ends_a_hybrid_round_with_blame(changes, said):
+    """What an honest server would not have let through."""
+    parties = make_parties(3, SCHEMA, policy=Policy(min_clients=3, allow_three=True, hybrid=True))
+    roster = roster_ready(parties)
+    adverts = list(roster.adverts)
+    adverts[2] = readvert(parties, 2, adverts[2], **changes)
+    with pytest.raises(RoundAborted, match=f"'c2'.*{said}") as info:
+        parties.clients[0].receive(resealed(parties, roster, adverts=adverts))
+    assert info.value.blame == ("c2",)
+    assert parties.clients[0].phase is ClientPhase.IDLE
+
+
+def test_a_peer_with_encapsulation_keys_ends_a_round_that_is_not_hybrid(parties):
+    roster = roster_ready(parties)
+    adverts = list(roster.adverts)
+    adverts[1] = readvert(parties, 1, adverts[1], mask_kem=bytes(1184), transport_kem=bytes(1184))
+    with pytest.raises(RoundAborted, match=r"'c1'.*the round is not hybrid") as info:
+        parties.clients[0].receive(resealed(parties, roster, adverts=adverts))
+    assert info.value.blame == ("c1",)
+
+
+def test_a_client_that_insists_on_hybrid_keys_refuses_a_round_without(parties):
+    client = Client(
+        parties.people[0],
+        parties.roster,
+        SCHEMA,
+        policy=Policy(min_clients=3, allow_three=True, hybrid=True),
+        register=MemoryRegister(),
+    )
+    with pytest.raises(PolicyError, match="hybrid=False, X25519 with ML-KEM-768 wanted"):
+        client.receive(parties.server.open(1))
+    assert client.phase is ClientPhase.IDLE
+
+
 def test_two_clients_with_one_key_end_the_round_with_blame(parties):
     roster = roster_ready(parties)
     adverts = list(roster.adverts)

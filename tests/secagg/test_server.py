@@ -631,6 +631,46 @@ def test_a_cohort_of_32_needs_no_beacon_whatever_the_degree():
     assert parties.server._round.graph.degree == 0
 
 
+def test_a_survivor_without_enough_surviving_holders_ends_a_sparse_round():
+    """Two neighbours of c0 lost, of the five that hold its shares: four would be needed."""
+    parties = sparse_parties()
+    answers = reach(parties, ServerPhase.VECTORS)
+    graph = parties.server._round.graph
+    lost = set(graph.neighbours("c0")[:2])
+    for name in answers.keys() - lost:
+        parties.server.receive(answers[name])
+    left = answers.keys() - lost
+    few = sorted(name for name in left if len(left.intersection(graph.holders(name))) < 4)
+    assert "c0" in few
+    with pytest.raises(CohortError, match="fewer than threshold=4 of the holders") as info:
+        parties.server.advance()
+    assert info.value.blame == tuple(few)
+    assert parties.server.phase is ServerPhase.IDLE
+
+
+def test_a_sparse_round_survives_one_dropout_in_each_neighbourhood():
+    """Of clients on a ring of degree 4 and threshold 4 of 5, every sixth may go, at any stage."""
+    for stage in (ServerPhase.SHARES, ServerPhase.VECTORS, ServerPhase.CONSISTENCY, ServerPhase.UNMASKING):
+        parties = sparse_parties(36)
+        answers = reach(parties, stage)
+        ring = parties.server._round.graph._ring
+        gone = set(ring[::6])
+        for name in answers.keys() - gone:
+            parties.server.receive(answers[name])
+        while parties.server.phase is not ServerPhase.UNMASKING:
+            messages = parties.server.advance()
+            for client in parties.clients:
+                if client.name in messages:
+                    answer = client.receive(messages[client.name])
+                    if client.phase is ClientPhase.READY:
+                        answer = client.submit(VALUES)
+                    parties.server.receive(answer)
+        result = parties.server.result()
+        lost = gone if FIRST[stage] <= FIRST[ServerPhase.VECTORS] else set()
+        assert result.values["n"] == 36 - len(lost)
+        assert result.dropped == tuple(sorted(lost))
+
+
 def test_the_servers_own_policy_judges_the_graph():
     """Five clients and threshold 4 withstand two colluders, not three."""
     for colluders, good in ((2, True), (3, False)):
