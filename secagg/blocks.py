@@ -180,6 +180,18 @@ def _pack(words: Words, lanes: Words, shift: int) -> None:
     np.bitwise_or(target, lanes, out=target)
 
 
+def add_levels(run: Run, words: Words, levels: NDArray[np.int64]) -> None:
+    """Add an integer to each lane of a run, in place; what stays within the run's room cannot overflow."""
+    if levels.size and max(-int(levels.min()), int(levels.max())) > run.room:
+        raise refusal(
+            run.field, f"expected added levels in ±{run.room}, the room of its guard bits, got more"
+        )
+    for block, lanes in run.blocks():
+        for where, shift in lanes:
+            # Modulo 2^64, as the sum over clients is: a lane that borrows here pays back there.
+            words[block][: where.stop - where.start] += levels[where].view(np.uint64) << np.uint64(shift)
+
+
 def decode_run(run: Run, total: Words, n: int, quantum: float, out: NDArray[Any]) -> None:
     """Lanes of a sum over `n` clients to values: remove n offsets, scale by the quantum.
 

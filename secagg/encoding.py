@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .blocks import (
     Given,
     Target,
+    add_levels,
     decode_run,
     decoded_dtype,
     encode_run,
@@ -162,6 +163,33 @@ class Encoding:
                     left -= filled
                     yield chunk
                     chunk, filled = np.empty(min(size, left), np.uint64), 0
+
+    def add_levels(self, words: Words, field: str, levels: Any, kind: str = "value") -> None:
+        """Add integers, such as noise, to the lanes of one client's encoded values, in place.
+
+        The guard bits of a field are the room for them. One level is worth `MaskedReduction.quantum_of` in
+        value units; where clients weigh, it is a level of the weighed sum.
+
+        Args:
+            words: What `encode` returned, or this client's sum of it with a mask.
+            field: Name of the field.
+            levels: One integer a lane: shape ``(lanes,)``, or the shape of the field's value.
+            kind: Kind of lanes, such as ``"power 1"`` of moments.
+
+        Raises:
+            EncodingError: If there are no such lanes, the integers are not one a lane, or one is beyond the
+                room of the guard bits; nothing is added then.
+        """
+        run = next((run for run in self.runs if (run.field, run.kind) == (field, kind)), None)
+        if run is None or run.carrier not in ("fixed", "rounded", "integer"):
+            raise EncodingError(f"Expected a field with lanes of levels, got {field!r}, {kind!r}.")
+        array = np.asarray(levels)
+        if array.dtype.kind not in "iu" or array.size != run.size or words.shape != (self.words,):
+            raise EncodingError(
+                f"Field {field!r}: expected {run.size} integers to add to {self.words} words, got "
+                f"{array.dtype} of shape {array.shape} and {words.shape} words."
+            )
+        add_levels(run, words, np.ascontiguousarray(array.reshape(-1), np.int64))
 
     def _pieces(self, given: Mapping[str, Given], rounding: Rounding, target: Target) -> Iterator[Words]:
         """All words in order, filled piece by piece: the one code behind `encode` and `stream`."""

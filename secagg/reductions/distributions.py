@@ -205,7 +205,7 @@ class Histogram(_Distribution):
         """Refuse edges that make no bins."""
         _Distribution.__post_init__(self)
         edges: Any = self.edges.tolist() if isinstance(self.edges, np.ndarray) else self.edges
-        if not isinstance(edges, (tuple, list)) or not 2 <= len(edges) <= MAX_BINS + 1:
+        if not isinstance(edges, (tuple, list, range)) or not 2 <= len(edges) <= MAX_BINS + 1:
             raise SchemaError(f"Expected {self.kind} bins: 2 to {MAX_BINS + 1} edges, got {_shown(edges)}.")
         edges = tuple(verify_number(f"each edge of {self.kind}", edge) for edge in edges)
         if any(not low < high for low, high in pairwise(edges)):
