@@ -17,12 +17,6 @@ def test_a_round_among_cheap_peers_releases_the_clear_sum(dropout: float) -> Non
 
 
 def test_a_vector_that_is_no_part_of_the_clear_sum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = iter([1.0, 2.0])
-
-    def drawn(schema: object, source: object) -> object:
-        return benchmark.np.full(5, next(values))
-
-    monkeypatch.setattr(benchmark, "draw_values", drawn)
     found = benchmark.Round(20, 5, 0.0)
     vectors = found._vectors
 
