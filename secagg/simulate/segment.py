@@ -9,6 +9,7 @@ part derives its masks anew, from the key that the shares gave back.
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -46,9 +47,10 @@ def field_schema(entries: int, bits: int) -> Schema:
 
 def draw_values(schema: Schema, source: np.random.Generator) -> NDArray[np.float64]:
     """One client's values: whole numbers anywhere within the bounds."""
-    field = schema[FIELD]
-    assert isinstance(field, Summed)  # noqa: S101  # our invariant: as `field_schema` makes it
-    return source.integers(-field.levels, field.levels, field.size, endpoint=True).astype(np.float64)
+    reduction = schema[FIELD]
+    assert isinstance(reduction, Summed)  # noqa: S101  # our invariant: as `field_schema` makes it
+    top = reduction.levels
+    return source.integers(-top, top, reduction.size, endpoint=True).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -116,7 +118,8 @@ class Part:
 
 def megabytes() -> float:
     """Memory of this process at its largest."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1024 if sys.platform != "darwin" else 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def simulate_segment(segment: Segment) -> Part:

@@ -17,7 +17,7 @@ from ..encoding import Encoding
 from ..errors import PolicyError
 from ..graph import Plan, failure_bound, plan, privacy_bound, smallest_sum
 from ..messages import MAX_CLIENTS
-from ..policy import Policy
+from ..policy import PRIVACY, Policy
 from .batched import draw_losses, sum_by_segments
 from .machines import STAGES, Progress
 from .outcome import Simulation
@@ -100,7 +100,7 @@ def simulate(
         method, processes = "machines", 1
         summed, client, server = sum_by_machines(names, lost, chosen, schema, policy, progress)
     else:
-        method, processes = "segments", processes or len(os.sched_getaffinity(0))
+        method, processes = "segments", processes or _cores()
         summed = sum_by_segments(
             names, lost, chosen.degree, chosen.threshold, schema, policy, processes, progress
         )
@@ -131,6 +131,11 @@ def simulate(
     )
 
 
+def _cores() -> int:
+    """Cores that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def plan_round(
     clients: int, entries: int, dropout: float, colluders: float, degree: int | None, threshold: int | None
 ) -> Plan:
@@ -148,7 +153,8 @@ def plan_round(
         raise ValueError(f"Expected degree and threshold together, got {degree} and {threshold}.")
     if degree is None or threshold is None:
         try:
-            return plan(clients, colluders=colluders, dropout=dropout)
+            # Stricter than a policy: with a few fewer adverts the same degree must still do.
+            return plan(clients, colluders=colluders, dropout=dropout, privacy=PRIVACY / 4)
         except ValueError as error:
             raise PolicyError(str(error)) from error
     holders = degree + 1 if degree else clients
