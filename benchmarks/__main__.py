@@ -19,6 +19,7 @@ SUBJECTS = {
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",
     "rounds": "a round of a federation with privacy and masks against the plain local steps alone",
     "secagg": "a client and the server at the scale of Bonawitz et al. (2017); how costs grow",
+    "shamir": "sharing of a client's secrets and of many, against its limit and Flower's",
     "train": "the default run as a user starts it, against its limit of a minute",
 }
 

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from .errors import PhaseError
 
@@ -50,9 +50,9 @@ S = TypeVar("S", bound=Guarded)
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Let a method run while no other of its object's guarded methods does."""
 
-    @functools.wraps(method)
-    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._guard:
             return method(self, *args, **kwargs)
 
+    functools.update_wrapper(guarded, method)
     return guarded
