@@ -64,7 +64,7 @@ class Masks(Secret):
         - `apply` or `stream` works once, whichever thread asks first; a second call raises RoundReused and
           changes nothing (R15).
         - A key is forgotten when its vector is masked: until then the open cipher holds it, nothing else.
-        - Memory beyond the vector is one block a thread, whatever the number of masks.
+        - Memory beyond the vector is at most two blocks a thread, whatever the number of masks.
     """
 
     __slots__ = ("_masks", "_unused")
@@ -183,8 +183,8 @@ class KeystreamRounding(Secret):
         """Fill `out`, contiguous and flat, with multiples of 2^-24 in [0, 1), each equally likely."""
         for low in range(0, out.size, _DRAWS):
             drawn = out[low : low + _DRAWS]
-            self._stream.update_into(memoryview(_ZEROS)[: drawn.nbytes], self._room.data)
-            integers: NDArray[Any] = self._room[: drawn.nbytes].view("<u4")
+            self._stream.update_into(memoryview(_ZEROS)[: 4 * drawn.size], self._room.data)
+            integers: NDArray[Any] = self._room[: 4 * drawn.size].view("<u4")
             np.right_shift(integers, 8, out=integers)
             np.copyto(drawn, integers.view("<i4"), casting="unsafe")  # Exact: 24 bits.
             np.multiply(drawn, _STEP, out=drawn)
@@ -262,8 +262,9 @@ class _Crew:
         if self._by_masks:
             self._targets = [words, *(np.zeros_like(words) for _ in range(threads - 1))]
         else:
-            # A part starts where a cipher block and a line of the cache do.
-            step = -(-words.size // (threads * _CACHE_LINE)) * _CACHE_LINE
+            # A part starts where a line of the cache does, if the vector does, and where a cipher block does.
+            line = _CACHE_LINE // 8
+            step = -(-words.size // (threads * line)) * line
             self._starts = range(0, words.size, step)
             self._targets = [words[start : start + step] for start in self._starts]
 
