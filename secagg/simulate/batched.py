@@ -186,6 +186,11 @@ def _run(segments: list[Segment], processes: int) -> Iterator[Part]:
     try:
         for done in as_completed([pool.submit(simulate_segment, segment) for segment in segments]):
             yield done.result()
+    except BaseException:
+        # Nobody wants what is under way, and it would take seconds more. (`terminate_workers` from 3.14 on.)
+        for worker in list((pool._processes or {}).values()):
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -133,8 +133,9 @@ class _Segment:
     def __init__(self, segment: Segment) -> None:
         self.given, self.margin = segment, segment.margin
         self.own = range(segment.margin, len(segment.names) - segment.margin)
-        self.shared = segment.lost > SHARES
-        self.survives = segment.lost > VECTOR
+        # Lists: they are asked about one place at a time, millions of times.
+        self.shared: list[bool] = (segment.lost > SHARES).tolist()
+        self.survives: list[bool] = (segment.lost > VECTOR).tolist()
         self.encoding = Encoding(Schema.from_bytes(segment.schema), segment.capacity)
         words, field = self.encoding.words, self.encoding.schema.masked[FIELD]
         self.applier = Applier(words)
@@ -200,7 +201,7 @@ class _Segment:
         gives = np.take_along_axis(self.given.gives[holders], by_id, axis=1)
         first = np.argsort(~gives, axis=1, kind="stable")[:, : self.given.threshold]
         enough = gives.sum(axis=1) >= self.given.threshold
-        asked = np.where(self.survives[owners], SELF_SEED, MASK_SEED)
+        asked = np.where(np.array(self.survives)[owners], SELF_SEED, MASK_SEED)
         shares = dealt[first, np.arange(len(owners))[:, None], asked[:, None]]
         secrets = reconstruct_each(first + 1, shares, holders.shape[1])
         return [secret if ok else None for secret, ok in zip(secrets, enough, strict=True)]
