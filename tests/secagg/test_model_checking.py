@@ -28,10 +28,10 @@ from secagg.client import _Round
 from secagg.cohort import hash_survivors
 from secagg.ephemeral import RECEIPT_BYTES, MaskKey, TransportKey
 from secagg.graph import threshold
-from secagg.guard import Guard
 from secagg.messages import Consistency, Masked, Shares, Unmask, signature_of, to_bits
 from secagg.sharing import MASK_SEED, SELF_SEED, SHARE_BYTES, RoundSecrets
 from tests.secagg.threats.attacker import SCHEMA, Attacker, secret_values
+from tests.secagg.threats.snapshots import copied, snapshot
 
 NAMES = ("c0", "c1", "c2")
 ALL = frozenset(NAMES)
@@ -52,30 +52,6 @@ class Two(Policy):
 
 TWO = Two(min_clients=2, threshold_fraction=2 / 3, colluders=0)
 Fact = tuple[Any, ...]
-
-
-def snapshot(client: Client) -> Client:
-    """A client in the same state, which goes its own way: what `Secret` keeps users from making."""
-    twin = object.__new__(type(client))
-    twin.__dict__.update(client.__dict__)
-    twin._guard = Guard()
-    twin._register = MemoryRegister()
-    twin._register._used = set(client._register._used)
-    if client._round is not None:
-        twin._round = copied(client._round)
-        if client._round.secrets is not None:
-            twin._round.secrets = copied(client._round.secrets)
-    return twin
-
-
-def copied(thing: Any) -> Any:
-    """The object again, with dicts and lists of its own; what they hold is never changed in place."""
-    twin = object.__new__(type(thing))
-    for slot in type(thing).__slots__:
-        if hasattr(thing, slot):
-            value = getattr(thing, slot)
-            object.__setattr__(twin, slot, value.copy() if isinstance(value, (dict, list)) else value)
-    return twin
 
 
 def content(thing: Any) -> Any:
