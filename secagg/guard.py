@@ -50,7 +50,7 @@ S = TypeVar("S", bound=Guarded)
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Let a method run while no other of its object's guarded methods does."""
 
-    def guarded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._guard:
             return method(self, *args, **kwargs)
 
