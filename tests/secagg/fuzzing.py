@@ -76,6 +76,7 @@ class Report:
 
     inputs: int = 0
     seconds: float = 0.0
+    core_seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -89,7 +90,8 @@ class Report:
 
         rate = self.inputs / max(self.seconds, 1e-9)
         return (
-            f"{self.inputs:,} inputs in {self.seconds:.0f} s ({rate:,.0f}/s). Outcomes: "
+            f"{self.inputs:,} inputs in {self.seconds:.0f} s ({rate:,.0f}/s), {self.core_seconds:.0f} s of a "
+            "core. Outcomes: "
             f"{listed(self.outcomes)}. Past the signature: {listed(self.kinds)}. Targets: "
             f"{listed(self.targets)}. Slowest {self.slowest * 1e3:.0f} ms, most memory "
             f"{self.most_bytes / 2**20:.1f} MiB, process {_resident():.0f} MiB. Failures: "
@@ -154,7 +156,7 @@ class Fuzzer:
         names = [target[0] for target in self.targets]
         weights = [target[1] for target in self.targets]
         calls = {target[0]: target[2] for target in self.targets}
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         while self.report.inputs < inputs:
             batch = self.rng.choices(names, weights, k=min(1000, inputs - self.report.inputs))
             for name in batch:
@@ -162,6 +164,7 @@ class Fuzzer:
                 self.report.targets[name] += 1
             self.report.inputs += len(batch)
             self.report.seconds = time.perf_counter() - started
+            self.report.core_seconds = time.process_time() - used
             progress(self.report)
         if self.report.failures:
             raise Found(str(self.report))

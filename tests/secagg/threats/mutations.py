@@ -287,7 +287,7 @@ class Mutator:
                 return self.schema(value)
             case bytes():
                 return self.noise(value) if value and rng.random() < 0.7 else rng.randbytes(len(value))
-            case list() if message.kind == 2 and value:
+            case list() if message.kind == 2 and value and all(isinstance(a, bytes) for a in value):
                 return self.roster(value)
             case list():
                 return value[: rng.randrange(len(value) + 1)]
@@ -324,7 +324,7 @@ class Mutator:
         rng = self.rng
         try:
             tree = json.loads(data)
-        except ValueError:  # it was altered before
+        except (ValueError, RecursionError):  # it was altered before
             return self.noise(data)
         found = list(places(tree)) if isinstance(tree, (dict, list)) else []
         if not found or rng.random() < 0.3:
