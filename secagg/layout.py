@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .errors import SchemaError
-from .reductions import Bounded, Lanes, MaskedReduction
+from .reductions import Lanes, MaskedReduction
 from .reductions.base import Carrier
 from .schema import Schema
 
@@ -120,22 +120,22 @@ def _run(schema: Schema, name: str, lanes: Lanes, num_clients: int, start: int) 
 
 def _overflow(schema: Schema, name: str, lanes: Lanes, width: int, num_clients: int) -> str:
     """Which field needs how many bits, and what to lower."""
-    field, excess = schema[name], width - WORD_BITS
+    field, excess = schema.masked[name], width - WORD_BITS
     parts, remedies = [], []
-    bits, at_most = getattr(field, "bits", None), getattr(field, "at_most", None)
-    weighed_by = field.weighed_by if isinstance(field, MaskedReduction) else None
-    if lanes.carrier in ("fixed", "rounded") or isinstance(field, Bounded):
+    bits, at_most = getattr(field, "bits", None), getattr(field, "at_most", 1)
+    if bits is not None:
         parts.append(f"bits={bits}")
         remedies.append(f"bits of {name!r} by {excess}")
-    elif at_most is not None:
+    if at_most > 1:
         parts.append(f"at_most={at_most}")
         remedies.append(f"at_most of {name!r} by a factor {2**excess}")
     if lanes.guard_bits:
         parts.append(f"guard_bits={lanes.guard_bits}")
+        remedies.append(f"its guard_bits by {excess}")
     parts.append(f"{num_clients} clients")
-    if weighed_by is not None and isinstance(field, MaskedReduction):
+    if field.weighed_by is not None:
         parts.append(f"weights up to {largest_weight(schema, field)}")
-        remedies.append(f"at_most of {weighed_by!r} by a factor {2**excess}")
+        remedies.append(f"at_most of {field.weighed_by!r} by a factor {2**excess}")
     remedy = ", or ".join(remedies or ["num_clients"])
     return (
         f"Field {name!r} needs {width} bits a lane ({', '.join(parts)}); a word has {WORD_BITS}. "

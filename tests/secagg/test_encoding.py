@@ -104,6 +104,14 @@ def test_a_schema_that_could_overflow_is_refused_with_bits_and_remedy(schema, n,
         Encoding(schema, n)
 
 
+def test_a_sum_that_fits_a_word_but_not_the_integers_it_is_read_as_is_refused(rng):
+    """3 · 2^62 has 64 bits, and is negative as an int64."""
+    encoding = Encoding(Schema(n=counted(2**62)), 1)
+    assert encoding.decode(encoding.encode({"n": 2**62}, rng), 1).values == {"n": 2**62}
+    with pytest.raises(SchemaError, match=r"'n' needs 65 bits a lane .* Lower at_most of 'n' by a factor 2"):
+        Encoding(Schema(n=counted(2**62)), 3)
+
+
 @pytest.mark.parametrize("n", [0, -1, 2.0, True])
 def test_the_number_of_clients_is_a_positive_integer(n):
     with pytest.raises(SchemaError, match="num_clients"):
