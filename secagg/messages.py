@@ -336,7 +336,7 @@ def is_signed(message: Message, signature: bytes, key: bytes) -> bool:
 def to_bits(names: Sequence[str], members: Iterable[str]) -> bytes:
     """Which of `names` are members: bit i % 8 of byte i // 8 for the i-th."""
     chosen = set(members)
-    return np.packbits([name in chosen for name in names], bitorder="little").tobytes()
+    return np.packbits(np.array([name in chosen for name in names], bool), bitorder="little").tobytes()
 
 
 def from_bits(names: Sequence[str], bits: bytes) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ class Result:
         values: Reduced values by masked field: float64 or int64 arrays, Python numbers for scalars.
         survivors: Ids of the clients in the sum, sorted.
         dropped: Ids of the clients that advertised and are not in the sum, sorted.
-        faulty: Ids of clients whose shares were wrong, sorted; the sum is right in spite of them. (Or the
+        faulty: Ids of clients whose shares were found wrong, sorted (only as many are looked at as it takes); the sum is right in spite of them. (Or the
             clients whose secrets these were dealt them wrong ones: nobody can tell the two apart.)
         clipped: Values that were clipped, over all clients, by real-valued field.
         bounds: Next bounds by adaptive field; the server's next offer proposes them.
@@ -314,12 +314,19 @@ class Server:
             ServerPhase.VECTORS: state.vectors,
             ServerPhase.CONSISTENCY: state.signatures,
         }
-        return len(heard[self._phase]) >= self._fewest(state)
+        left = heard[self._phase]
+        return len(left) >= self._fewest(state) and not self._stranded(state, left)
 
     def _fewest(self, state: _Round) -> int:
-        """Fewest clients that a stage must leave."""
-        size = len(state.graph.names)
-        return max(self._policy.min_clients, state.threshold if size and not state.graph.degree else 0)
+        """Fewest clients that a stage must leave.
+
+        The smallest cohort counts those in the sum; of them, as many must go on as the threshold says.
+        """
+        complete = state.graph.names and not state.graph.degree
+        fewest = state.threshold if complete else 1
+        if self._phase is ServerPhase.CONSISTENCY:
+            return fewest
+        return max(self._policy.min_clients, fewest)
 
     @one_at_a_time
     def open(self, round: int, *, context: bytes = b"") -> bytes:
@@ -505,8 +512,11 @@ class Server:
         fewest = self._fewest(state)
         if len(left) < fewest:
             missing = self.missing
-            rule = f"min_clients={self._policy.min_clients}"
-            rule += f", threshold={state.threshold}" if state.graph.names else ""
+            rules = (
+                [] if self._phase is ServerPhase.CONSISTENCY else [f"min_clients={self._policy.min_clients}"]
+            )
+            rules += [f"threshold={state.threshold}"] if state.graph.names else []
+            rule = ", ".join(rules)
             raise CohortError(
                 f"Round {state.number} has {len(left)} clients after {stage}, expected at least {fewest} "
                 f"({rule}). Missing: {list(missing)}. Open the next round when more are there.",
@@ -648,22 +658,33 @@ class Server:
         self._policy.verify_survivors(
             state.number, len(survivors), len(state.graph.names), state.offer.min_clients
         )
-        if state.graph.degree:
-            self._verify_neighbourhoods(state, survivors)
+        self._verify_neighbourhoods(state, survivors)
         state.survivors = to_bits(state.graph.names, survivors)
         state.agreed = hash_survivors(state.roster, state.survivors)
         message = Survivors(*self._header(state), roster=state.roster, survivors=state.survivors)
         self._phase = ServerPhase.CONSISTENCY
         return dict.fromkeys(sorted(survivors), seal(self._identity, message)[0])
 
-    def _verify_neighbourhoods(self, state: _Round, survivors: frozenset[str]) -> None:
-        """A survivor with too few surviving holders can never be unmasked."""
-        few = [n for n in survivors if len(survivors.intersection(state.graph.holders(n))) < state.threshold]
-        if few:
+    def _stranded(self, state: _Round, left: Collection[str]) -> list[str]:
+        """Clients whose masks are in the sum, and of whose holders too few are left to take them off."""
+        if not state.graph.degree or self._phase not in (ServerPhase.VECTORS, ServerPhase.CONSISTENCY):
+            return []
+        survivors, there = frozenset(state.vectors), frozenset(left)
+        return [
+            name
+            for name in sorted(state.shared)
+            if (name in survivors or survivors.intersection(state.graph.neighbours(name)))
+            and len(there.intersection(state.graph.holders(name))) < state.threshold
+        ]
+
+    def _verify_neighbourhoods(self, state: _Round, left: Collection[str]) -> None:
+        """In a sparse graph enough clients in all are not always enough around each."""
+        if few := self._stranded(state, left):
             raise CohortError(
                 f"Round {state.number}: fewer than threshold={state.threshold} of the holders of "
-                f"{len(few)} clients survived, so their masks stay on. Open the next round.",
-                few,
+                f"{len(few)} clients are left, so their masks stay on. Missing: {list(self.missing)}. Open "
+                "the next round.",
+                self.missing,
             )
 
     def _take_signature(self, state: _Round, consistency: Consistency, message: bytes) -> None:
@@ -680,6 +701,7 @@ class Server:
     def _end_consistency(self, state: _Round) -> dict[str, bytes]:
         """Stage 6: to each signer the signatures of its neighbourhood."""
         self._verify_left(state, state.signatures, "signing")
+        self._verify_neighbourhoods(state, state.signatures)
         receipts = self._receipts(state)
         agreements = {}
         for name in sorted(state.signatures):

@@ -80,7 +80,6 @@ class RoundSecrets(Secret):
         "_hybrid",
         "_mask_key",
         "_name",
-        "_opened",
         "_own_contributions",
         "_pair_keys",
         "_publics",
@@ -136,7 +135,7 @@ class RoundSecrets(Secret):
         boxes, pairs, contributions = [], {}, {}
         for place, peer in enumerate(holders):
             if peer == name:
-                self._shares = {name: split[place]}
+                self._shares = {name: split[place].copy()}  # a view would keep all shares
                 continue
             try:
                 pairs[peer] = self._mask_key.exchange(publics[peer].mask)

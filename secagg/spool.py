@@ -6,6 +6,7 @@ hold many vectors at once. What lies in the file is masked; the file has no name
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .keys import hash_parts
+from .keys import PROTOCOL, length_prefixed
 
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -30,7 +31,8 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the object
-        self._digests: list[bytes] = []
+        # What hash_parts("parts", *digests) gives, without the list.
+        self._digest = hashlib.sha256(length_prefixed(PROTOCOL, b"parts"))
         self.words = 0
 
     def append(self, words: Any, digest: bytes) -> None:
@@ -38,7 +40,7 @@ class Spool:
         self._file.seek(8 * self.words)
         self._file.write(words)
         self._file.flush()
-        self._digests.append(digest)
+        self._digest.update(length_prefixed(digest))
         self.words += memoryview(words).nbytes // 8
 
     def pour(self, total: NDArray[np.uint64]) -> bytes:
@@ -51,7 +53,7 @@ class Spool:
             np.add(target, words, out=target)
             start += words.size
         self._file.close()
-        return hash_parts("parts", *self._digests)
+        return self._digest.digest()
 
     def close(self) -> None:
         """Forget the parts."""

@@ -32,6 +32,7 @@ from secagg import (
     Policy,
     SecAggError,
     ServerPhase,
+    shamir,
 )
 from secagg.ephemeral import Binding, MaskKey, PublicKeys, TransportKey
 from secagg.keys import Secret
@@ -221,6 +222,25 @@ def test_each_secret_is_forgotten_as_soon_as_the_protocol_can_do_without(hybrid:
         "every kind was seen, so the walk looked for it"
     )
     parties.server.result()
+
+
+def test_a_client_keeps_none_of_the_shares_that_it_dealt_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all the shares of its own secrets it would still hold the seeds that it has forgotten."""
+    dealt = []
+    split = shamir.split
+
+    def recording(*args: Any) -> Any:
+        shares = split(*args)
+        dealt.append([disguised(row.astype("<u4").tobytes()) for row in shares.reshape(-1, shamir.LIMBS)])
+        return shares
+
+    monkeypatch.setattr("secagg.shamir.split", recording)
+    parties = some_parties()
+    reach(parties, ClientPhase.SHARED)
+    gc.collect()
+    everything = b"\0".join(contents(reachable(parties.clients[1])))
+    kept = [place for place, share in enumerate(dealt[1]) if disguised(share) in everything]
+    assert kept == [2, 3], "of 4 holders the second: its own two shares"
 
 
 @both_kinds

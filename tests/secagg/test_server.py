@@ -631,21 +631,45 @@ def test_a_cohort_of_32_needs_no_beacon_whatever_the_degree():
     assert parties.server._round.graph.degree == 0
 
 
-def test_a_survivor_without_enough_surviving_holders_ends_a_sparse_round():
-    """Two neighbours of c0 lost, of the five that hold its shares: four would be needed."""
+@pytest.mark.parametrize("phase", [ServerPhase.VECTORS, ServerPhase.CONSISTENCY])
+def test_enough_in_all_is_not_enough_around_each(phase):
+    """Two of c0's five holders lost on a ring: the round can end well only once they are heard of."""
     parties = sparse_parties()
-    answers = reach(parties, ServerPhase.VECTORS)
-    graph = parties.server._round.graph
-    lost = set(graph.neighbours("c0")[:2])
+    answers = reach(parties, phase)
+    lost = set(parties.server._round.graph.neighbours("c0")[:2])
     for name in answers.keys() - lost:
         parties.server.receive(answers[name])
-    left = answers.keys() - lost
-    few = sorted(name for name in left if len(left.intersection(graph.holders(name))) < 4)
-    assert "c0" in few
+    assert parties.server.missing == tuple(sorted(lost))
+    assert not parties.server.enough
+    for name in lost:
+        parties.server.receive(answers[name])
+    assert parties.server.enough
+
+
+@pytest.mark.parametrize("phase", [ServerPhase.VECTORS, ServerPhase.CONSISTENCY])
+def test_a_client_whose_holders_are_lost_ends_a_sparse_round_and_the_lost_are_named(phase):
+    parties = sparse_parties()
+    answers = reach(parties, phase)
+    lost = set(parties.server._round.graph.neighbours("c0")[:2])
+    for name in answers.keys() - lost:
+        parties.server.receive(answers[name])
     with pytest.raises(CohortError, match="fewer than threshold=4 of the holders") as info:
         parties.server.advance()
-    assert info.value.blame == tuple(few)
-    assert parties.server.phase is ServerPhase.IDLE
+    assert info.value.blame == tuple(sorted(lost))
+
+
+def test_a_dropped_client_that_cannot_be_unmasked_ends_a_sparse_round_at_once():
+    """Its masks with survivors are in the sum, and too few of its holders are left to give its key."""
+    parties = sparse_parties(40)
+    answers = reach(parties, ServerPhase.VECTORS)
+    graph = parties.server._round.graph
+    ring = graph._ring
+    lost = {ring[0], ring[2]}  # of ring[1]'s holders two; of each survivor's at most two
+    for name in answers.keys() - lost:
+        parties.server.receive(answers[name])
+    with pytest.raises(CohortError) as info:
+        parties.server.advance()
+    assert info.value.blame == tuple(sorted(lost))
 
 
 def test_a_sparse_round_survives_one_dropout_in_each_neighbourhood():
