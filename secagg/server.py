@@ -106,8 +106,9 @@ class Result:
         values: Reduced values by masked field: float64 or int64 arrays, Python numbers for scalars.
         survivors: Ids of the clients in the sum, sorted.
         dropped: Ids of the clients that advertised and are not in the sum, sorted.
-        faulty: Ids of clients whose shares were found wrong, sorted (only as many are looked at as it takes); the sum is right in spite of them. (Or the
-            clients whose secrets these were dealt them wrong ones: nobody can tell the two apart.)
+        faulty: Ids of clients whose shares were found wrong, sorted (only as many are looked at as it takes);
+            the sum is right in spite of them. (Or the clients whose secrets these were dealt them wrong ones:
+            nobody can tell the two apart.)
         clipped: Values that were clipped, over all clients, by real-valued field.
         bounds: Next bounds by adaptive field; the server's next offer proposes them.
         public: Values of `public` fields, by field and client.
