@@ -171,7 +171,7 @@ class Fuzzer:
         return self.report
 
     def throw(
-        self, what: str, given: Any, call: Callable[[Any], Any], allowed: tuple[type, ...]
+        self, what: str, given: Any, call: Callable[[Any], Any], allowed: tuple[type[Exception], ...]
     ) -> Exception | None:
         """One input: the call, what it may raise, its time and, now and then, its memory."""
         measured = self.rng.random() < MEASURED or (isinstance(given, bytes) and len(given) > 20_000)
@@ -271,7 +271,7 @@ class Fuzzer:
         )
         dtype = rng.choice((np.uint32, np.uint32, np.int64, np.uint64, np.int32))
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        shares = np.frombuffer(rng.randbytes(size), dtype).reshape(shape)
+        shares: Any = np.frombuffer(rng.randbytes(size), dtype).reshape(shape)
         if rng.random() < 0.7:
             shares = shares // 4 if rng.random() < 0.5 else np.zeros_like(shares)
         given = (points, shares.tolist(), str(shares.dtype))

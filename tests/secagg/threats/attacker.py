@@ -177,9 +177,15 @@ class Attacker:
             assert sealed is not None
             self.take_advert(sealed)
             if name in self.corrupt:
-                secrets = self.clients[name]._round.secrets
+                secrets = self.memory(name)
                 self.now.seeds[name, SELF_SEED] = secrets._seed
                 self.now.seeds[name, MASK_SEED] = secrets._mask_key.seed
+
+    def memory(self, name: str) -> Any:
+        """A client's secrets of the round: the attacker's, where the client is corrupt."""
+        state = self.clients[name]._round
+        assert state is not None
+        return state.secrets
 
     def take_advert(self, sealed: bytes) -> None:
         opened = self.opened(sealed)
@@ -233,7 +239,7 @@ class Attacker:
 
     def open_boxes(self, name: str, senders: Iterable[str]) -> None:
         """Read both shares out of every box for a corrupt client, and out of its memory its own."""
-        secrets, publics = self.clients[name]._round.secrets, self.now.publics
+        secrets, publics = self.memory(name), self.now.publics
         self.take_shares(name, name, secrets._shares[name])
         for sender in senders:
             box, binding = self.box(sender, name), self.binding(self.now)
@@ -384,6 +390,6 @@ def assert_is_sum(found: Mapping[str, Any], values: Iterable[Mapping[str, Any]])
     """What the attacker found is the exact sum of these values."""
     values = list(values)
     assert found["n"] == sum(each["n"] for each in values)
-    quantum = SCHEMA["x"].quantum * (1 + 1e-9)
+    error = Encoding(SCHEMA, len(values)).error_bound("x", len(values))
     difference = np.abs(np.asarray(found["x"]) - np.sum([each["x"] for each in values], axis=0))
-    assert difference.max() <= quantum * len(values)
+    assert difference.max() <= error

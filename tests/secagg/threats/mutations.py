@@ -24,7 +24,7 @@ SCHEMA = Schema(
     note=public(),
     blob=public(),
 )
-DECLARED = {"model": "a model", "note": "a note", "blob": b"\x00\x01"}
+DECLARED: dict[str, Any] = {"model": "a model", "note": "a note", "blob": b"\x00\x01"}
 VALUES = {"x": [0.1, 0.2, 0.3], "y": 0.5, "n": 3}
 PLAIN = Policy(min_clients=3, allow_three=True)
 HYBRID = Policy(min_clients=3, allow_three=True, hybrid=True)
@@ -105,7 +105,7 @@ def recorded(policy: Policy, schema: Schema = SCHEMA) -> World:
                 client.receive(answers[i])
                 if i == 0:
                     last = snapshot(client)
-                reply = client.submit(VALUES)
+                reply: bytes | None = client.submit(VALUES)
             else:
                 reply = client.receive(answers[i], declared=DECLARED if kind == 0 else None)
             assert reply is not None
