@@ -18,15 +18,13 @@ with the consistency check of the malicious variant always on.)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
-import numpy as np
-
+from .blocks import Rounding
 from .cohort import Statement, adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys, verify_alike
 from .encoding import Encoding, Words
 from .ephemeral import RECEIPT_BYTES, Binding
@@ -43,7 +41,7 @@ from .errors import (
 from .graph import COMPLETE_UP_TO, Graph, draw, threshold
 from .guard import Guard, one_at_a_time
 from .keys import Identity, Roster, Secret
-from .masks import Masks, MaskStream
+from .masks import KeystreamRounding, Masks, MaskStream
 from .messages import (
     MAX_ADVERT_BYTES,
     MAX_CLIENTS,
@@ -73,7 +71,7 @@ from .schema import Schema
 from .sharing import RoundSecrets, box_bytes
 
 # Rounding keeps a sum unbiased; masks keep it secret. No secrecy rests on these draws.
-RoundingFactory: TypeAlias = Callable[[bytes, int], np.random.Generator]
+RoundingFactory: TypeAlias = Callable[[bytes, int], Rounding]
 
 
 class ClientPhase(Enum):
@@ -684,6 +682,6 @@ class Client(Secret):
             raise
 
 
-def fresh_rounding(session: bytes, round: int) -> np.random.Generator:
-    """A generator from the operating system's randomness, whatever the round; no secrecy rests on it."""
-    return np.random.Generator(np.random.SFC64(int.from_bytes(os.urandom(32), "little")))
+def fresh_rounding(session: bytes, round: int) -> Rounding:
+    """Draws of a fresh keystream, whatever the round; no secrecy rests on them."""
+    return KeystreamRounding()
