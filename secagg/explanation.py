@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import zip_longest
+from textwrap import wrap
+from typing import Any, Final
 
 from .encoding import Encoding
 from .layout import Run
-from .reductions import MaskedReduction
+from .reductions import AllTrue, AnyTrue, MaskedReduction
 from .schema import Schema
 
-_LIMITS = """Nobody learns one client's masked value, unless all the others of its round pool theirs: they can
-subtract them from the sum. Sums of two rounds whose cohorts differ by one client differ by about
-that client's value. Masks hide inputs, not what the sum itself tells: that is what noise is for."""
+WIDTH: Final = 100
+"""Columns of an explanation's text."""
+_NAME_WIDTH: Final = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,9 @@ class Line:
         quantum: Precision of one client's value, value units; 1.0 for integers; None where nothing is coded.
         bits: Bits of a lane, wide enough for the sum; None where nothing is coded.
         bytes: Bytes that it takes of a client's vector.
+        colluders: What all other clients of a round learn of one client, if they pool what they sent and the
+            server gives them the sum. It is what any sum gives: masks cannot change it.
+        difference: What the results of two rounds tell of a client that took part in one of them only.
     """
 
     field: str
@@ -34,6 +40,8 @@ class Line:
     quantum: float | None
     bits: int | None
     bytes: int
+    colluders: str
+    difference: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +70,51 @@ class Explanation:
         return [asdict(line) for line in self.lines]
 
     def __str__(self) -> str:
-        rows = [("field", "reduction", "the server learns", "quantum", "bits", "bytes")]
+        learned: list[tuple[str, ...]] = [
+            ("field", "reduction", "quantum", "bits", "bytes", "the server learns")
+        ]
+        beyond: dict[tuple[str, str, str], None] = {}  # Of a field, each pair of answers once.
         for line in self.lines:
             quantum = "" if line.quantum is None else f"{line.quantum:.3g}"
             bits = "" if line.bits is None else str(line.bits)
-            rows.append((line.field, line.reduction, line.learned, quantum, bits, str(line.bytes)))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        table = "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        )
-        size, cost = 8 * self.words, self.bytes_per_value
-        summary = f"A vector has {size} bytes, {cost:.2f} a value, for up to {self.num_clients} clients."
-        return f"{table}\n\n{summary}\n{_LIMITS}"
+            learned.append((line.field, line.reduction, quantum, bits, str(line.bytes), line.learned))
+            field, _, kind = line.field.partition(" (")
+            if kind not in ("clipped)", "peak)"):
+                beyond[field, line.colluders, line.difference] = None
+        size = f"A vector has {8 * self.words} bytes, {self.bytes_per_value:.2f} a value"
+        others = f"the {self.num_clients - 1} others" if self.num_clients > 1 else "nobody else"
+        parts = [
+            _table(learned, (_NAME_WIDTH, 0, 0, 0, 0)),
+            f"{size}, for up to {self.num_clients} clients.",
+            _paragraph(
+                "Nobody learns one client's masked value, unless all the others of its round pool theirs: "
+                f"they can subtract them from the sum. What colluders, {others}, then learn of a client "
+                "is below; so is what the results of two rounds whose cohorts differ by one client tell of "
+                "it. Counts of clipped values, and peaks, follow in the same way."
+            ),
+            _table([("field", "colluders learn", "two rounds tell"), *beyond], (_NAME_WIDTH, 32)),
+            "Masks hide inputs, not what the sum itself tells: that is what noise is for.",
+        ]
+        return "\n\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    return "\n".join(wrap(text, WIDTH))
+
+
+def _table(rows: Sequence[tuple[str, ...]], limits: tuple[int, ...]) -> str:
+    """Rows in columns, the widths of which are limited (0: as wide as need be); the last takes the rest."""
+    found = [max(len(row[i]) for row in rows) for i in range(len(limits))]
+    widths = [min(width, limit or width) for width, limit in zip(found, limits, strict=True)]
+    widths.append(max(20, WIDTH - sum(widths) - 2 * len(widths)))
+    return "\n".join(line for row in rows for line in _wrapped(row, widths))
+
+
+def _wrapped(row: tuple[str, ...], widths: Sequence[int]) -> Iterator[str]:
+    """One row, on as many lines as its longest cell takes."""
+    cells = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+    for parts in zip_longest(*cells, fillvalue=""):
+        yield "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip()
 
 
 def explain(schema: Schema, num_clients: int) -> Explanation:
@@ -104,7 +145,8 @@ def explain(schema: Schema, num_clients: int) -> Explanation:
     lines = []
     for name, field in schema.items():
         if not isinstance(field, MaskedReduction):
-            lines.append(Line(name, field.kind, field.disclosure, None, None, 0))
+            told = (field.remainder, field.difference)
+            lines.append(Line(name, field.kind, field.disclosure, None, None, 0, *told))
         for run in runs.get(name, ()):
             lines.append(_line(schema.masked[name], run))
     values = sum(field.size for field in schema.masked.values())
@@ -114,5 +156,6 @@ def explain(schema: Schema, num_clients: int) -> Explanation:
 def _line(field: MaskedReduction, run: Run) -> Line:
     name = run.field if run.kind == "value" else f"{run.field} ({run.kind})"
     reduction = {"clipped": "counted", "peak": "summed"}.get(run.carrier, field.kind)
-    quantum = None if run.carrier == "truth" else field.quantum_of(run.kind)
-    return Line(name, reduction, field.says(run.kind), quantum, run.width, 8 * run.words)
+    quantum = None if isinstance(field, (AnyTrue, AllTrue)) else field.quantum_of(run.kind)
+    told = (field.leaves(run.kind), field.tells(run.kind))
+    return Line(name, reduction, field.says(run.kind), quantum, run.width, 8 * run.words, *told)

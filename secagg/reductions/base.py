@@ -197,6 +197,16 @@ class MaskedReduction(Reduction):
             return "how many values were out of bounds, over all clients"
         return self.disclosure
 
+    def leaves(self, kind: str) -> str:
+        """What all other clients, pooled, learn of one client from a kind of lanes."""
+        return "how many of its values were out of bounds" if kind == "clipped" else self.remainder
+
+    def tells(self, kind: str) -> str:
+        """What two rounds tell of a client that took part in one of them, from a kind of lanes."""
+        if kind == "clipped":
+            return "how many of its values were out of bounds, as far as the others' were the same"
+        return self.difference
+
 
 def verify_name(what: str, name: Any) -> None:
     """Raise SchemaError unless `name` can name a field."""

@@ -181,6 +181,16 @@ class Bounded(MaskedReduction):
             return "about the largest absolute value: the sum of its 8th power over the clients"
         return MaskedReduction.says(self, kind)
 
+    def leaves(self, kind: str) -> str:
+        """What all other clients, pooled, learn of one client from a kind of lanes."""
+        return "its largest absolute value" if kind == "peak" else MaskedReduction.leaves(self, kind)
+
+    def tells(self, kind: str) -> str:
+        """What two rounds tell of a client that took part in one of them, from a kind of lanes."""
+        if kind == "peak":
+            return "its largest absolute value, where that is about the largest of all"
+        return MaskedReduction.tells(self, kind)
+
     @property
     def remainder(self) -> str:
         """What all other clients of a round learn of one client."""

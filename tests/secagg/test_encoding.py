@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import Encoding, EncodingError, Schema, SchemaError, adaptive, averaged, counted, local, summed
+from secagg import Encoding, EncodingError, Schema, SchemaError, averaged, counted, local, summed
 from secagg.layout import BLOCK, Run
 from tests.statistical import assert_mean, assert_rejects
 from tests.strategies import schemas, values_for
