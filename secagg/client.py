@@ -627,10 +627,12 @@ class Client(Secret):
         try:
             with masks:
                 for words in parts:
-                    if self._round is not state:
-                        raise PhaseError(f"Expected round {state.number} to send a part of, it is over.")
-                    masks.add(words)
-                    yield self._masked(state, start, words)
+                    with self._guard.one_call():
+                        if self._round is not state:
+                            raise PhaseError(f"Expected round {state.number} to send a part of, it is over.")
+                        masks.add(words)
+                        message = self._masked(state, start, words)
+                    yield message
                     start += words.size
         except BaseException:
             if self._round is state:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from .errors import PhaseError
@@ -19,23 +19,23 @@ R = TypeVar("R")
 
 
 class Guard:
-    """A lock that calls of other threads wait for, and that calls from within a call are refused by."""
+    """Lets calls of other threads wait, and refuses calls from within a call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._lock = threading.RLock()
+        self._busy = False
 
-    def __enter__(self) -> None:
-        if self._owner == threading.get_ident():
-            raise PhaseError("Expected one call after another, got one from within another call.")
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._owner = None
-        self._lock.release()
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """The time of one call; raises PhaseError within another one of the same thread."""
+        with self._lock:
+            if self._busy:
+                raise PhaseError("Expected one call after another, got one from within another call.")
+            try:
+                self._busy = True
+                yield
+            finally:
+                self._busy = False
 
 
 class Guarded(Protocol):
@@ -51,7 +51,7 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
     """Let a method run while no other of its object's guarded methods does."""
 
     def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._guard:
+        with self._guard.one_call():
             return method(self, *args, **kwargs)
 
     functools.update_wrapper(guarded, method)

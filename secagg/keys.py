@@ -155,7 +155,7 @@ class Identity(Secret):
         try:
             stored = json.loads(path.read_text("utf-8"))
             name, secret = stored["name"], bytes.fromhex(stored["private_key"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # Not chained: the cause would quote the file, and the file holds a key.
             raise IdentityError(
                 f"Expected a key file written by Identity.save, got something else in {path}."
@@ -235,7 +235,7 @@ class Roster:
             stored = json.loads(text)
             server = bytes.fromhex(stored["server"])
             clients = {name: bytes.fromhex(key) for name, key in stored["clients"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise IdentityError("Expected a roster written by Roster.to_json, got something else.") from error
         return cls(server, clients)
 

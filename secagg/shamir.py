@@ -258,7 +258,7 @@ def _verify_shares(points: Sequence[int], shares: Shares) -> None:
         raise ValueError(
             f"Expected shares of shape ({len(points)}, secrets, {LIMBS}), a row a point, got {shares.shape}."
         )
-    if shares.size and (shares.min() < 0 or shares.max() >= PRIME):
+    if shares.size and (int(shares.min()) < 0 or int(shares.max()) >= PRIME):
         raise ValueError("Expected shares below 2^31 - 1, got one that is not.")
 
 

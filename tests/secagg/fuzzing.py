@@ -241,6 +241,8 @@ class Fuzzer:
         """JSON of another shape, or damaged."""
         if self.rng.random() < 0.6:
             return self.mutator.noise(data)
+        if self.rng.random() < 0.05:
+            return b"[" * 50_000
         tree = json.loads(data)
         parent, key = self.rng.choice(list(places(tree)))
         parent[key] = self.rng.choice(JSON_ODD)
