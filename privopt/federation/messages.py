@@ -1,7 +1,8 @@
 """What the server of a run and its clients say to one another: floor 6, typed bytes with limits.
 
 Every message is signed by its sender's pinned identity, masks or not. The masked round's own messages travel
-inside as opaque bytes; `secagg` signs and checks those by itself.
+inside as opaque bytes; `secagg` signs and checks those by itself, so a `Masking`, which holds nothing else,
+has no second signature around it.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True
 
 
 class Masking(msgspec.Struct, frozen=True, tag="masking", forbid_unknown_fields=True):
-    """Either way, after the advert: one message of the masked round, whichever its stage is."""
+    """Either way, after the advert: one message of the masked round, whichever its stage is, and signed."""
 
     round: Count
     payload: Blob
@@ -119,11 +120,11 @@ Message: TypeAlias = Begin | Ready | Clear | Masking | Stopped
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A message as it travels; the server's sender is the empty text."""
+    """A message as it travels; the server's sender is the empty text, and so is a `Masking`'s signature."""
 
     sender: Annotated[str, msgspec.Meta(max_length=128)]
     body: Blob
-    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)]
 
 
 _SEALED = msgspec.msgpack.Decoder(_Sealed)
@@ -134,7 +135,8 @@ _DOMAIN = b"privopt federation message 2\0"
 def sealed(message: Message, identity: secagg.Identity, sender: str = "") -> bytes:
     """Message to signed bytes; a client names itself as the sender."""
     body = msgspec.msgpack.encode(message)
-    return msgspec.msgpack.encode(_Sealed(sender, body, identity.sign(_signed(sender, body))))
+    signature = b"" if isinstance(message, Masking) else identity.sign(_signed(sender, body))
+    return msgspec.msgpack.encode(_Sealed(sender, body, signature))
 
 
 def _signed(sender: str, body: bytes) -> bytes:
@@ -144,7 +146,7 @@ def _signed(sender: str, body: bytes) -> bytes:
 
 
 def opened(data: bytes, keys: Mapping[str, bytes]) -> tuple[str, Message]:
-    """Signed bytes to sender and message.
+    """Signed bytes to sender and message; whether a `Masking` is its sender's, `secagg` has yet to tell.
 
     Args:
         data: Bytes as they came.
@@ -156,9 +158,16 @@ def opened(data: bytes, keys: Mapping[str, bytes]) -> tuple[str, Message]:
     """
     found = _unsealed(data)
     key = keys.get(found.sender)
-    if key is None or not secagg.verify_signature(key, found.signature, _signed(found.sender, found.body)):
+    if key is None:
         raise _refused(data)
-    return found.sender, _message(found.body)
+    if found.signature:
+        if not secagg.verify_signature(key, found.signature, _signed(found.sender, found.body)):
+            raise _refused(data)
+        return found.sender, _message(found.body)
+    message = _message(found.body)
+    if not isinstance(message, Masking):
+        raise _refused(data)
+    return found.sender, message
 
 
 def unverified(data: bytes) -> Message:

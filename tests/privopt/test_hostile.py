@@ -21,7 +21,7 @@ from privopt.federation.client import Client
 from privopt.federation.federation import Federation
 from privopt.federation.messages import Begin, Clear, Masking, Ready, Release, Stopped, sealed, unverified
 from privopt.federation.server import Server
-from tests.privopt.federated import federation, last_sent, quadratics
+from tests.privopt.federated import STAGES, federation, last_sent, quadratics
 
 ALLOWED = (ValueError, secagg.SecAggError)
 
@@ -106,7 +106,7 @@ def test_a_bad_first_message_changes_nothing_at_the_client(tmp_path: Path, what:
 def test_a_bad_first_message_leaves_an_advert_standing(tmp_path: Path) -> None:
     found = federation(tmp_path)
     begin = found.server.begin()
-    found._ask(found.clients, found.server.opening)
+    found._ask(found.clients, found.server.opening, {})
     client = found.clients["c0"]
     opened = replace(unverified(begin), session=bytes(16), round=1)
     with pytest.raises(ALLOWED):
@@ -172,6 +172,45 @@ def test_a_client_that_passes_on_anothers_advert_changes_nothing(tmp_path: Path)
         found.server.receive(sealed(stolen, found.clients["c0"].home.identity(), "c0"))
     assert server_state(found.server) == before
     assert found.server.receive(answers["c1"]) == "c1"
+
+
+def test_a_stages_message_under_anothers_name_or_altered_is_refused_by_both_sides(tmp_path: Path) -> None:
+    """It has no signature but that of `secagg` inside: names and bytes are bound by that one."""
+    refused = set()
+
+    def refuses(call: Callable[[bytes], object], data: dict[str, Any], state: Callable[[], object]) -> None:
+        before = state()
+        with pytest.raises(ALLOWED):
+            call(msgspec.msgpack.encode(data))
+        assert state() == before
+
+    def transport(client: Client, message: bytes) -> bytes | None:
+        server = found.server
+        if isinstance(unverified(message), Masking):
+            good, own = msgspec.msgpack.decode(message), lambda: client_state(client)
+            refuses(client.handle, {**good, "sender": "c1"}, own)
+            refuses(client.handle, {**good, "body": altered(good["body"], 40)}, own)
+            refuses(client.handle, {**good, "body": altered(good["body"], -1)}, own)
+        answer = client.handle(message)
+        good, state = msgspec.msgpack.decode(answer or b""), lambda: server_state(server)
+        for name in ("", "nobody", "c3" if client.id != "c3" else "c4"):
+            refuses(server.receive, {**good, "sender": name}, state)
+        if isinstance(unverified(answer or b""), Masking):
+            refuses(server.receive, {**good, "body": altered(good["body"], 40)}, state)
+            refuses(server.receive, {**good, "body": altered(good["body"], -1)}, state)
+        else:
+            refuses(server.receive, {**good, "signature": b""}, state)
+        refused.add(server.stage)
+        return answer
+
+    def altered(body: bytes, place: int) -> bytes:
+        changed = bytearray(body)
+        changed[place] ^= 1
+        return bytes(changed)
+
+    found = federation(tmp_path, transport=transport)
+    assert found.run_round().status == "ok"
+    assert refused == set(STAGES)
 
 
 BAD_RELEASES: dict[str, dict[str, Any]] = {
