@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
-from secagg.reductions import Averaged, Reduction
+from secagg.reductions import Averaged, Moments, Reduction
 
 from .auxvar import AuxVar
 from .executors import steps_eagerly
@@ -646,7 +646,7 @@ def _fixed(what: str) -> AttributeError:
 
 def _scoped(reduction: Reduction, aux_name: str) -> Reduction:
     """The reduction as it stands in a round's schema, where its weight is named in full."""
-    if isinstance(reduction, Averaged) and reduction.weight is not None:
+    if isinstance(reduction, Averaged | Moments) and reduction.weight is not None:
         return dataclasses.replace(reduction, weight=f"{aux_name}.{reduction.weight}")
     return reduction
 

@@ -137,8 +137,8 @@ class BitwiseExtreme:
             self._failed = True
             gone, come = sorted(self._cohort - cohort), sorted(cohort - self._cohort)
             raise CohortError(
-                f"Expected the cohort of the first round in round {self._learnt + 1} of {self.rounds}, got one "
-                f"without {gone} and with {come}: its bits would be those of no value. Begin again.",
+                f"Expected the cohort of the first round in round {self._learnt + 1} of {self.rounds}, got "
+                f"one without {gone} and with {come}: its bits would be those of no value. Begin again.",
                 [*gone, *come],
             )
         if self._level is not None and np.any(self._says_one(self._level) & ~bits):

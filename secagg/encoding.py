@@ -55,8 +55,8 @@ class Encoding:
         - Decoding the sum of n encoded vectors differs from `reduce_clear` of their values by at most
           `error_bound`, if no value was clipped; integers and counts are exact, truth values are wrong with
           a probability of 2^-64 a word.
-        - Encoding and decoding need less than 4 MB beyond their input and output (one copy of an array that
-          is not contiguous).
+        - Encoding and decoding need less than 4 MB beyond their input and output (and one copy of an array
+          that is not contiguous, one integer for each bin of a histogram or entry of an extremum).
 
     Args:
         schema: Fields; those whose shape was never given hold scalars.

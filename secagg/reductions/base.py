@@ -247,7 +247,7 @@ def verify_bound(what: str, value: Any) -> None:
     """Raise SchemaError unless `value` is a finite positive number that no scale overflows."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise SchemaError(f"Expected {what} to be a number, got {type(value).__name__}.")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:  # No isfinite(): an int may be too large for a float.
         raise SchemaError(f"Expected {what} > 0 and finite, got {value}.")
     if not MIN_BOUND <= value <= 1 / MIN_BOUND:
         raise SchemaError(

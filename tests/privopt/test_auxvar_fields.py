@@ -103,6 +103,8 @@ class Survey(AuxVar, register=False):
     name = "tests-survey"
     norms: float = quantile((0.1, 0.5), bins=64, range=(0.0, 64.0))
     sizes: np.ndarray = moments(bound=64.0, order=3)
+    weighed: np.ndarray = moments(bound=64.0, weight="steps")
+    steps: int = counted(at_most=100)
     bad: bool = any_()
     finite: bool = all_()
     fewest: int = minimum(0, 100)
@@ -128,6 +130,8 @@ class Surveyor(OptiModule, register=False):
         return Survey(
             norms=np.abs(flat),
             sizes=np.linalg.norm(flat),
+            weighed=np.linalg.norm(flat),
+            steps=self.steps,
             bad=bool(self.steps > 2),
             finite=True,
             fewest=self.steps,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import Encoding, EncodingError, Schema, reduce_clear
+from secagg import Encoding, EncodingError, Schema, SchemaError, reduce_clear
 from secagg.reductions import KINDS, reduction_from_dict
 from tests.secagg.agreement import assert_agrees
 from tests.strategies import FIELDS, schemas, value_for, values_for
@@ -83,3 +83,67 @@ def test_no_error_shows_a_value_and_each_names_its_field(field, seed):
         assert "4711" not in str(info.value)
         with pytest.raises(EncodingError, match="Field 'secret': expected"):
             encoding.stream({**values, "secret": value}, rng)
+
+
+@settings(max_examples=100)
+@given(FIELDS.filter(lambda field: field.masked), st.integers(1, 400), st.integers(0, 2**32))
+def test_all_clients_at_one_extreme_overflow_nothing(field, n, seed):
+    """The largest capacity, all of it used, every client at the same end of what its field carries."""
+    schema = Schema(x=field, weight=KINDS["counted"](7))
+    encoding = Encoding(schema, n)
+    for row in (extreme(field, -1), extreme(field, 1)):
+        values = {"x": row, "weight": 7}
+        # One client n times over: truth values would cancel only if n times a word were 0.
+        words = encoding.encode(values, np.random.default_rng(seed)) * np.uint64(n)
+        found = encoding.decode(words, n).values["x"]
+        if field.kind in ("any", "all", "maximum", "minimum") and n % 2 == 0:
+            continue  # Even multiples of one word may vanish, as sums of n words of their own do not.
+        clear = reduce_clear(schema, [values] * n)["x"]
+        assert_agrees(found, clear, encoding.error_bound("x", n), repr(field))
+
+
+def extreme(field, sign):
+    """One client's values, all at the lower or the upper end."""
+    dims = field.dims
+    if field.kind in ("true_count", "any", "all"):
+        return np.full(dims, sign > 0)
+    if field.kind == "counted":
+        return np.full(dims, field.at_most if sign > 0 else 0)
+    if field.kind in ("histogram", "quantile"):
+        return np.full((field.at_most, *dims), field.edges[-1 if sign > 0 else 0])
+    if field.kind in ("maximum", "minimum"):
+        return np.full(dims, field.high if sign > 0 else field.low)
+    if field.kind == "moments":
+        return np.full(dims if field.weight else (field.at_most, *dims), sign * field.bound)
+    return np.full(dims, sign * (int(field.limit) if field.integer else field.limit))
+
+
+JUNK = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.just(10**400),
+        st.floats(),
+        st.text(max_size=3),
+        st.just("n"),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["range", "initial", "at_most", "kind"]), inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300)
+@given(FIELDS, st.data())
+def test_a_description_with_junk_in_it_is_refused_or_a_description(field, data):
+    described = field.to_dict()
+    key = data.draw(st.sampled_from(sorted(described)))
+    described[key] = data.draw(JUNK)
+    try:
+        found = reduction_from_dict(described)
+    except SchemaError:
+        return
+    assert reduction_from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
