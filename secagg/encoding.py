@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -167,11 +166,12 @@ class Encoding:
     def add_levels(self, words: Words, field: str, levels: Any, kind: str = "value") -> None:
         """Add integers, such as noise, to the lanes of one client's encoded values, in place.
 
-        The guard bits of a field are the room for them. One level is worth `MaskedReduction.quantum_of` in
-        value units; where clients weigh, it is a level of the weighed sum.
+        The guard bits of a field are the room for all that a client adds to a lane, so call it once a field.
+        One level is worth `MaskedReduction.quantum_of` in value units; where clients weigh, it is a level of
+        the weighed sum.
 
         Args:
-            words: What `encode` returned, or this client's sum of it with a mask.
+            words: What `encode` returned, or the sum of it and a mask.
             field: Name of the field.
             levels: One integer a lane: shape ``(lanes,)``, or the shape of the field's value.
             kind: Kind of lanes, such as ``"power 1"`` of moments.
@@ -184,10 +184,14 @@ class Encoding:
         if run is None or run.carrier not in ("fixed", "rounded", "integer"):
             raise EncodingError(f"Expected a field with lanes of levels, got {field!r}, {kind!r}.")
         array = np.asarray(levels)
-        if array.dtype.kind not in "iu" or array.size != run.size or words.shape != (self.words,):
+        if words.shape != (self.words,) or words.dtype != np.uint64:
             raise EncodingError(
-                f"Field {field!r}: expected {run.size} integers to add to {self.words} words, got "
-                f"{array.dtype} of shape {array.shape} and {words.shape} words."
+                f"Expected {self.words} uint64 words, got {words.dtype} of shape {words.shape}."
+            )
+        if array.dtype.kind != "i" or array.size != run.size:
+            raise EncodingError(
+                f"Field {field!r}: expected {run.size} signed integers, one a lane, got {array.dtype} of "
+                f"shape {array.shape}."
             )
         add_levels(run, words, np.ascontiguousarray(array.reshape(-1), np.int64))
 
@@ -242,6 +246,35 @@ class Encoding:
             EncodingError: If the zero lane or the count lane says that `total` is not the sum of `n` vectors,
                 or an array of `out` cannot hold its result.
         """
+        self._verify_sum(total, n)
+        held = {} if out is None else dict(out)
+        self._verify_out(held)
+        masked = self.schema.masked
+        sums: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in masked}
+        clipped: dict[str, int] = {}
+        bounds: dict[str, float] = {}
+        for run in self.runs:
+            name, field = run.field, masked[run.field]
+            if run.carrier == "clipped":
+                clipped[name] = int(total[run.start])
+            elif run.carrier == "peak":
+                assert isinstance(field, Bounded)  # noqa: S101  # our invariant: only these
+                assert isinstance(field.bound, Adaptive)  # noqa: S101  # have a peak
+                bounds[name] = field.bound.following(int(total[run.start]))
+            else:
+                direct = held[name].reshape(-1) if field.entrywise and name in held else None
+                found = np.empty(run.size, decoded_dtype(run)) if direct is None else direct
+                decode_run(run, total, n, field.quantum_of(run.kind), found)
+                sums[name][run.kind] = found
+        values: dict[str, Any] = dict.fromkeys(masked)  # In the order of the schema.
+        # What weighs others is weighed by none, so it can be assembled first.
+        for name, field in sorted(masked.items(), key=lambda item: item[1].weighed_by is not None):
+            weight = n if field.weighed_by is None else int(values[field.weighed_by])
+            values[name] = field.assemble(sums.pop(name), weight, held.get(name))
+        return Reduced(values, clipped, bounds)
+
+    def _verify_sum(self, total: Words, n: int) -> None:
+        """Raise EncodingError unless `total` can be the sum of `n` encoded vectors."""
         if total.shape != (self.words,) or total.dtype != np.uint64:
             raise EncodingError(
                 f"Expected {self.words} uint64 words, got {total.dtype} of shape {total.shape}."
@@ -252,33 +285,6 @@ class Encoding:
             raise EncodingError(f"The zero lane of {n} clients is not zero: masks did not cancel.")
         if total[COUNT_WORD] != n:
             raise EncodingError(f"The count lane does not say {n}: the sum is not that of {n} clients.")
-        held = {} if out is None else dict(out)
-        self._verify_out(held)
-        values: dict[str, Any] = {}
-        clipped: dict[str, int] = {}
-        bounds: dict[str, float] = {}
-        sums: dict[str, dict[str, NDArray[Any]]] = {}
-        for name, runs in groupby(self.runs, lambda run: run.field):
-            field, sums[name] = self.schema.masked[name], {}
-            for run in runs:
-                if run.carrier == "clipped":
-                    clipped[name] = int(total[run.start])
-                elif run.carrier == "peak":
-                    assert isinstance(field, Bounded)  # noqa: S101  # our invariant: only these
-                    assert isinstance(field.bound, Adaptive)  # noqa: S101  # have a peak
-                    bounds[name] = field.bound.following(int(total[run.start]))
-                else:
-                    direct = held[name].reshape(-1) if field.entrywise and name in held else None
-                    found = np.empty(run.size, decoded_dtype(run)) if direct is None else direct
-                    decode_run(run, total, n, field.quantum_of(run.kind), found)
-                    sums[name][run.kind] = found
-        # Those that weigh others weigh nothing themselves, so they can be assembled first.
-        for name, field in sorted(
-            self.schema.masked.items(), key=lambda item: item[1].weighed_by is not None
-        ):
-            weight = n if field.weighed_by is None else int(values[field.weighed_by])
-            values[name] = field.assemble(sums.pop(name), weight, held.get(name))
-        return Reduced({name: values[name] for name in self.schema.masked}, clipped, bounds)
 
     def _verify_out(self, out: Mapping[str, NDArray[Any]]) -> None:
         """Raise EncodingError unless every array can hold its field's result."""
@@ -318,14 +324,14 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
 
 def _verify_range(run: Run, given: Given) -> None:
     """Raise EncodingError if a value of the run cannot be carried: a pass that encodes nothing."""
-    if run.carrier not in ("fixed", "integer"):
-        return
+    read = run.carrier in ("fixed", "integer") and (given.field.entrywise or isinstance(given.field, Bounded))
+    if not read:
+        return  # Verified when it was arranged, or in range by itself.
     source = given.field.source(run.kind, given.values)
     for low in range(0, run.size, BLOCK):
         x = source(slice(low, min(low + BLOCK, run.size)))
         least, most = x.min(), x.max()
-        if run.carrier == "fixed":
-            if not (np.isfinite(least) and np.isfinite(most)):
-                raise refusal(run.field, NOT_FINITE)
-        elif int(least) < run.low or int(most) > run.high:
+        if run.carrier == "integer" and (int(least) < run.low or int(most) > run.high):
             raise refusal(run.field, outside(run.low, run.high))
+        if not (np.isfinite(least) and np.isfinite(most)):
+            raise refusal(run.field, NOT_FINITE)

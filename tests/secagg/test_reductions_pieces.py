@@ -254,8 +254,9 @@ def test_levels_beyond_the_room_are_refused_and_change_nothing():
     for field, levels, message in (
         ("x", [0, 0, room + 1], "±7"),
         ("x", [0, 0, -room - 1], "±7"),
-        ("x", [0, 0], "expected 3 integers"),
-        ("x", [0.0, 0, 0], "expected 3 integers"),
+        ("x", [0, 0], "expected 3 signed integers"),
+        ("x", [0.0, 0, 0], "expected 3 signed integers"),
+        ("x", np.full(3, 2**64 - 1, np.uint64), "expected 3 signed integers"),
         ("y", [0, 0, 1], "±0"),
         ("m", [0] * 5, "got 'm'"),
         ("z", [0], "got 'z'"),
@@ -263,5 +264,7 @@ def test_levels_beyond_the_room_are_refused_and_change_nothing():
         with pytest.raises(EncodingError, match=message):
             encoding.add_levels(words, field, levels)
     assert np.array_equal(words, before)
+    with pytest.raises(EncodingError, match="uint64 words"):
+        encoding.add_levels(words[:-1], "x", [0, 0, 0])
     encoding.add_levels(words, "x", [7, -7, 0])
     assert encoding.decode(words, 1).values["x"].tolist() == [1.0, -1.0, 0.0]
