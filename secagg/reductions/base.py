@@ -272,7 +272,7 @@ def verified_shape(what: str, shape: Any) -> Shape | None:
     return tuple(verify_int(f"{what} shape", size, 0, MAX_SIZE) for size in dims)
 
 
-def total_of(values: Sequence[Any], integer: bool) -> Any:
+def total_of(values: Sequence[Any], integer: bool) -> Number:
     """Sum in order, one value in memory at a time."""
     dtype = np.int64 if integer else np.float64
     total = np.zeros(np.shape(values[0]), dtype)
@@ -286,6 +286,6 @@ def outside(low: int, high: int) -> str:
     return f"expected integers in {low}..{high}, got one outside"
 
 
-def plain(total: NDArray[Any]) -> Any:
+def plain(total: NDArray[Any]) -> Number:
     """A Python number where the array holds a scalar, else the array."""
     return total.item() if total.ndim == 0 else total

@@ -204,7 +204,8 @@ class Histogram(_Distribution):
     def __post_init__(self) -> None:
         """Refuse edges that make no bins."""
         _Distribution.__post_init__(self)
-        edges: Any = self.edges.tolist() if isinstance(self.edges, np.ndarray) else self.edges
+        given: Any = self.edges  # as it was written: an array, too
+        edges = given.tolist() if isinstance(given, np.ndarray) else given
         if not isinstance(edges, (tuple, list, range)) or not 2 <= len(edges) <= MAX_BINS + 1:
             raise SchemaError(f"Expected {self.kind} bins: 2 to {MAX_BINS + 1} edges, got {_shown(edges)}.")
         edges = tuple(verify_number(f"each edge of {self.kind}", edge) for edge in edges)
@@ -276,7 +277,8 @@ class Quantile(Histogram):
     def __post_init__(self) -> None:
         """Refuse shares that are none, and edges that make no bins."""
         Histogram.__post_init__(self)
-        given: Any = self.q.tolist() if isinstance(self.q, np.ndarray) else self.q
+        written: Any = self.q  # an array, too
+        given = written.tolist() if isinstance(written, np.ndarray) else written
         several = isinstance(given, (tuple, list))
         shares = tuple(verify_number("quantile q", q) for q in (given if several else (given,)))
         if not shares or any(not 0 <= q <= 1 for q in shares):

@@ -149,7 +149,7 @@ class Maximum(_Extreme):
 
         def above(where: slice) -> NDArray[np.bool_]:
             entry, question = np.divmod(np.arange(where.start, where.stop), self.steps)
-            return level[entry] > question  # type: ignore[no-any-return]
+            return level[entry] > question
 
         return above
 
@@ -184,7 +184,7 @@ class Minimum(_Extreme):
 
         def below(where: slice) -> NDArray[np.bool_]:
             entry, question = np.divmod(np.arange(where.start, where.stop), self.steps)
-            return level[entry] <= question  # type: ignore[no-any-return]
+            return level[entry] <= question
 
         return below
 

@@ -108,7 +108,7 @@ class BinCounts(_Result):
     @property
     def total(self) -> int | NDArray[np.int64]:
         """All values, in bins and outside."""
-        return plain(np.asarray(self.counts.sum(axis=-1) + self.below + self.above))  # type: ignore[no-any-return]
+        return plain(np.asarray(self.counts.sum(axis=-1) + self.below + self.above))  # type: ignore[return-value]  # counts are integers
 
     def quantile(self, q: ArrayLike) -> Any:
         """Quantiles, interpolated inside their bins.
@@ -153,8 +153,8 @@ class BinCounts(_Result):
 def ranks(q: NDArray[np.float64], total: Any) -> NDArray[np.int64]:
     """Which value, counted from 1 in ascending order, is the smallest that a share `q` does not pass."""
     # q·total may be rounded up past an integer, as 0.07 · 100 is; a share that close to it means it.
-    wanted = np.ceil(q * np.asarray(total) * (1 - 2.0**-50))
-    return np.maximum(wanted, 1).astype(np.int64)
+    wanted: NDArray[np.float64] = np.maximum(np.ceil(q * np.asarray(total) * (1 - 2.0**-50)), 1)
+    return wanted.astype(np.int64)
 
 
 def stacked(values: Sequence[Any], dims: tuple[int, ...]) -> NDArray[np.float64]:

@@ -47,7 +47,8 @@ class Sparse(Bounded):
     @property
     def remainder(self) -> str:
         """What all other clients of a round learn of one client."""
-        return "its entries there" + Bounded.remainder.fget(self).removeprefix("its value")  # type: ignore[attr-defined]
+        whole: str = Bounded.remainder.__get__(self)
+        return "its entries there" + whole.removeprefix("its value")
 
     @property
     def num_lanes(self) -> int:

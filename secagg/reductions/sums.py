@@ -274,7 +274,7 @@ class Averaged(Bounded):
         if total == 0:
             return math.nan if self.dims == () else np.full(self.dims, math.nan)
         scaled = [int(w) * np.asarray(v, np.float64) for v, w in zip(values, weights, strict=True)]
-        return plain(np.asarray(total_of(scaled, False) / total))  # type: ignore[no-any-return]
+        return plain(np.asarray(total_of(scaled, False) / total))
 
     def assemble(self, sums: Mapping[str, NDArray[Any]], weight: int, out: NDArray[Any] | None = None) -> Any:
         """The mean; NaN where nothing was weighed. In place where the array can hold it."""
