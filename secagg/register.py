@@ -17,6 +17,8 @@ from .keys import sync_folder
 
 # The dot ends a record: a torn one lacks it and was never acknowledged.
 _RECORD: Final = re.compile(rb"([0-9a-f]{32}) (\d{1,20}) \.")
+_TORN: Final = re.compile(rb"[0-9a-f]{0,31}|[0-9a-f]{32}( (\d{0,20}|\d{1,20} \.?))?")
+"""What a write that broke off leaves of one record; nothing else is ever cut off."""
 
 
 class Register(Protocol):
@@ -53,14 +55,15 @@ class FileRegister:
 
     Guarantees:
         - A claim that returned is on disk: after a crash at any instruction it is refused again.
-        - A record torn by a crash or a full disk was never acknowledged; it is cut off, the rest stays.
+        - A record torn by a crash or a full disk was never acknowledged; it is cut off, the rest stays. A
+          file that holds, or ends in, anything else is refused and not changed.
         - Of two processes that claim one round, one is refused.
 
     Args:
         path: File; made on the first claim, in a folder that exists.
 
     Raises:
-        RegisterError: On a claim, if the file holds anything but records.
+        RegisterError: On a claim, if the file holds anything but records; it stays as it is.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -105,15 +108,24 @@ class FileRegister:
             if not chunk:
                 raise RegisterError(f"{self._path} could not be read to its end.")
             added += chunk
-        complete = added[: added.rfind(b"\n") + 1]
-        if len(complete) < len(added):
+        complete, tail = added[: added.rfind(b"\n") + 1], added[added.rfind(b"\n") + 1 :]
+        used = [self._parsed(line) for line in complete.splitlines()]
+        if _TORN.fullmatch(tail) is None:
+            raise RegisterError(
+                f"{self._path} ends in something that is no record of a used round. Is it a register?"
+            )
+        if tail:  # Only now: a file that is no register is never written to.
             os.ftruncate(descriptor, self._read + len(complete))
-        for line in complete.splitlines():
-            record = _RECORD.fullmatch(line)
-            if record is None:
-                raise RegisterError(f"{self._path} holds a line that is no record of a used round.")
-            self._used.add((bytes.fromhex(record[1].decode()), int(record[2])))
+        self._used.update(used)
         self._read += len(complete)
+
+    def _parsed(self, line: bytes) -> tuple[bytes, int]:
+        record = _RECORD.fullmatch(line)
+        if record is None:
+            raise RegisterError(
+                f"{self._path} holds a line that is no record of a used round. Is it a register?"
+            )
+        return bytes.fromhex(record[1].decode()), int(record[2])
 
 
 def _reused(session: bytes, round: int) -> RoundReused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -77,6 +78,61 @@ def test_a_damaged_file_vouches_for_nothing(tmp_path, line):
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(RegisterError, match="no record"):
         FileRegister(path).claim(A, 2)
+
+
+def refuses_and_keeps(path, content):
+    """Whether a claim on a file of this content is refused, and every byte of the file stays."""
+    path.write_bytes(content)
+    with pytest.raises(RegisterError, match="no record of a used round"):
+        FileRegister(path).claim(A, 2)
+    return path.read_bytes() == content
+
+
+def test_another_file_is_refused_and_keeps_every_byte(tmp_path):
+    path = tmp_path / "model.bin"
+    assert refuses_and_keeps(path, b"precious data " * 14)
+    assert refuses_and_keeps(path, b"precious data " * 14 + b"\n" + b"ab")  # its tail could be a torn record
+    assert refuses_and_keeps(path, b"\x00" * 57)
+    assert refuses_and_keeps(path, b"7" * 33)
+
+
+WHOLE = re.compile(rb"[0-9a-f]{32} [0-9]{1,20} \.")
+ENDINGS = [b"0" * length + b" 0 ." for length in range(33)] + [b"0 .", b" .", b".", b""]
+
+
+def is_torn(tail):
+    """Whether something may follow that makes it one record: the definition, tried out."""
+    return any(WHOLE.fullmatch(tail + ending) for ending in ENDINGS)
+
+
+RECORD = bytes(range(16)).hex().encode() + b" 12345678901234567890 ."
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=70).filter(lambda tail: b"\n" not in tail),
+        st.text("0123456789abcdef .", max_size=60).map(str.encode),
+        st.integers(0, len(RECORD)).map(lambda length: RECORD[:length]),
+        st.tuples(st.integers(0, len(RECORD)), st.sampled_from([b"g", b" ", b".", b"7", b"A", b"\0"])).map(
+            lambda cut: RECORD[: cut[0]] + cut[1]
+        ),
+    )
+)
+@settings(max_examples=200)
+def test_only_what_a_torn_record_can_be_is_cut_off(tmp_path_factory, tail):
+    path = tmp_path_factory.mktemp("register") / "used"
+    before = bytes(16).hex().encode() + b" 1 .\n"
+    if is_torn(tail):
+        path.write_bytes(before + tail)
+        FileRegister(path).claim(A, 2)
+        assert path.read_bytes() == before + bytes(16).hex().encode() + b" 2 .\n"
+    else:
+        assert refuses_and_keeps(path, before + tail)
+
+
+def test_every_beginning_of_a_record_is_torn():
+    assert all(is_torn(RECORD[:length]) for length in range(len(RECORD) + 1))
+    assert not any(is_torn(RECORD + more) for more in (b".", b" ", b"0"))
 
 
 def test_a_file_that_became_shorter_vouches_for_nothing(tmp_path):
