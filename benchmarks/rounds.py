@@ -41,6 +41,7 @@ def cases() -> Iterator[Benchmark]:
         "masks": ["dp.enabled=false"],
         "privacy": ["masks.enabled=false"],
         "privacy and masks": [],
+        "privacy and masks, 2 vanish": ["dropout=0.3"],
     }.items():
         case = f"a round, 8 clients, {what}"
         yield Benchmark(case, functools.partial(_round, case, settings))

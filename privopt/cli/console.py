@@ -72,7 +72,7 @@ class Console:
         self._twin: float | None = None
         self.say(f"Federation  {_federation(facts)}")
         self.say(f"Privacy     {_privacy(facts['dp'])}")
-        self.say(f"Masks       {_masks(facts['masks'])}")
+        self.say(f"Masks       {_masks(facts['masks'], config['masks'].get('hybrid', False))}")
         if rates := facts.get("rates"):  # earlier versions kept none
             self.say(f"Rates       clients {_rates(rates['client'])} · server {_rates(rates['server'])}")
         if not self.as_json and self.out.isatty():
@@ -149,13 +149,14 @@ def _privacy(plan: dict[str, Any] | None) -> str:
     )
 
 
-def _masks(masks: dict[str, Any] | None) -> str:
+def _masks(masks: dict[str, Any] | None, hybrid: bool) -> str:
     if masks is None:
         return "off: the server sees every client's vector (masks.enabled=true hides it)"
+    keys = "X25519 with ML-KEM-768" if hybrid else "X25519"
     sums = sum(line.get("reduction") in ("summed", "averaged", "counted") for line in masks["explain"])
     each = masks.get("bytes_per_parameter")
     return (
-        f"X25519 + AES-CTR, {masks['bits']} bits a value, {masks['bytes_per_value']:.1f} bytes a value"
+        f"{keys} + AES-CTR, {masks['bits']} bits a value, {masks['bytes_per_value']:.1f} bytes a value"
         + (f", {each:.1f} a parameter" if each is not None else "")
         + f" · the server learns {sums} sums a round (privopt explain)"
     )
@@ -202,6 +203,7 @@ def _round(line: dict[str, Any]) -> str:
     parts.append(f"out of budget: {', '.join(stopped)}" if stopped else "")
     if line["status"] == "ok":
         parts.append(_dropped(line["clients"]))
+        parts.append(f"wrong shares: {', '.join(wrong)}" if (wrong := line.get("faulty")) else "")
     return "  ".join(filter(None, parts))
 
 

@@ -333,6 +333,7 @@ class _Run:
             "releases": {name: c.releases for name, c in report.clients.items() if c.releases},
             "clipped": report.clipped,
             "bounds": report.bounds,
+            "faulty": report.faulty,
             "bytes_up": report.bytes_up,
             "bytes_down": report.bytes_down,
             "seconds": round(self.federation.seconds, 4),

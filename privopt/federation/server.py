@@ -74,6 +74,8 @@ class RoundReport:
         loss: Mean training loss, where it may leave the clients.
         clipped: Values outside their bound, by field, over all clients.
         bounds: Adaptive bounds that this round used, by field.
+        faulty: Clients that gave wrong shares, or whose secrets these were; the result is right in spite of
+            them.
         bytes_up: Bytes from clients to the server.
         bytes_down: Bytes from the server to clients.
     """
@@ -85,6 +87,7 @@ class RoundReport:
     loss: float | None = None
     clipped: dict[str, int] = field(default_factory=dict)
     bounds: dict[str, float] = field(default_factory=dict)
+    faulty: tuple[str, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -415,7 +418,7 @@ class Server:
         if self._secure is not None:
             result = self._secure.result()
             values, survivors = dict(result.values), tuple(result.survivors)
-            report.clipped = dict(result.clipped)
+            report.clipped, report.faulty = dict(result.clipped), result.faulty
         else:
             if not self._clear:
                 raise secagg.CohortError("Expected at least one client's values, got none.")

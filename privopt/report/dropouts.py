@@ -18,8 +18,10 @@ _AFTER_VECTOR = ("consistency", "unmask")
 
 
 def gone_in(line: RoundLine) -> str:
-    """Who vanished from one round and when, in words; empty where nobody did."""
-    return gone((name, at.dropped, at.late) for name, at in line.clients.items())
+    """Who vanished from one round and when, and who gave wrong shares, in words; empty where nobody did."""
+    told = gone((name, at.dropped, at.late) for name, at in line.clients.items())
+    wrong = f"wrong shares: {', '.join(line.faulty)}" if line.faulty else ""
+    return "; ".join(filter(None, (told, wrong)))
 
 
 def dropout_section(run: RunFolder) -> str:

@@ -161,6 +161,7 @@ class RoundLine(msgspec.Struct, frozen=True):
     releases: dict[str, list[Release]] = {}
     clipped: dict[str, int] = {}
     bounds: dict[str, float] = {}
+    faulty: list[str] = []
     bytes_up: int | None = None
     bytes_down: int | None = None
     seconds: float | None = None

@@ -96,6 +96,7 @@ def federation(
     server: Optimizer | None = None,
     steps: int | Mapping[str, int] | None = 4,
     sample_rate: float = 0.5,
+    policy: secagg.Policy | None = None,
     **options: Any,
 ) -> Federation:
     problems = problems or quadratics()
@@ -108,7 +109,7 @@ def federation(
         server_optimizer=server or Optimizer(1.0, modules=["scaffold-server"] if scaffold else []),
         steps=steps,
         sample_rate=sample_rate,
-        masks=secagg.Policy(min_clients=min(5, len(problems))) if masks else None,
+        masks=(policy or secagg.Policy(min_clients=min(5, len(problems)))) if masks else None,
         transport=transport,
         **options,
     )

@@ -51,6 +51,17 @@ def test_the_default_run_meets_its_bars_and_passes_its_audit(tmp_path: Path) -> 
         assert pld <= rdp
 
 
+def test_the_default_run_loses_no_round_to_the_clients_that_vanish_from_it(tmp_path: Path) -> None:
+    outcome = json.loads(privopt("train", "dropout=0.3", "--format", "json", folder=tmp_path).stdout)
+    assert (outcome["rounds"], outcome["aborted"]) == (20, 0)
+    assert outcome["accuracy"] >= 0.82
+    run = tmp_path / outcome["folder"]
+    for line in lines(run):
+        assert sum(client["dropped"] is not None for client in line["clients"].values()) == 2
+        assert sum(client["status"] == "ok" for client in line["clients"].values()) >= 6
+    assert privopt("audit", str(run), folder=tmp_path, check=False).returncode == 0
+
+
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -59,10 +70,11 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_a_run_killed_again_and_again_resumes_and_never_under_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [["data.clients=5"], ["dropout=0.3"]], ids=["five", "dropouts"])
+def test_a_run_killed_again_and_again_resumes_and_never_under_counts(tmp_path: Path, more: list[str]) -> None:
     """Each process is killed at a random moment a few rounds after it started to train."""
     rng = random.Random(1)
-    settings = ["data.clients=5", "rounds=16", "client.effort.steps=3", "twin=false"]
+    settings = ["rounds=16", "client.effort.steps=3", "twin=false", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments, kills, found = ["train", *settings], 0, []
     for _ in range(20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,80 @@ def test_an_answer_of_the_last_round_is_refused_by_the_next_and_by_a_server_with
             found.server.receive(answer)
     for client in found.clients.values():
         assert found.server.receive(client.handle(begin) or b"") == client.id
+
+
+# ---- a server that need not wait, and wrong shares ---------------------------------------------------------
+
+
+def test_a_stage_may_end_as_soon_as_enough_have_answered(tmp_path: Path) -> None:
+    """Nine clients, each stage ended at once: the five that a sum takes, then four of them."""
+    found = federation(tmp_path, quadratics(9))
+    server, heard = found.server, []
+    assert (server.stage, server.missing, server.enough) == (None, (), False)
+    server.begin()
+    messages = {name: server.opening(name) for name in found.clients}
+    while messages:
+        for name, message in messages.items():
+            assert server.missing
+            server.receive(found.clients[name].handle(message) or b"")
+            if server.enough:
+                break
+        heard.append((server.stage, len(messages) - len(server.missing)))
+        messages = server.advance()
+    assert heard == [("advert", 5), ("shares", 5), ("vector", 5), ("consistency", 4), ("unmask", 4)]
+    report = server.finish()
+    assert report.status == "ok"
+    assert [c.dropped for c in report.clients.values()] == [None] * 4 + ["consistency"] + ["advert"] * 4
+    assert (server.stage, server.missing, server.enough) == (None, (), False)
+
+
+def test_a_round_that_is_finished_too_early_stays_as_it_was(tmp_path: Path) -> None:
+    found = federation(tmp_path)
+    server = found.server
+    begin = server.begin()
+    answers = [client.handle(begin) or b"" for client in found.clients.values()]
+    before = repr(server.report)
+    with pytest.raises(secagg.PhaseError, match="result"):
+        server.finish()
+    assert repr(server.report) == before
+    for answer in answers:
+        server.receive(answer)
+    assert server.stage == "advert"
+    assert sorted(server.advance()) == sorted(found.clients)
+    with pytest.raises(secagg.PhaseError, match="a stage that advance"):
+        federation(tmp_path / "other").server.advance()
+
+
+def test_a_cohort_in_which_colluders_would_be_too_many_is_a_failed_round_and_no_crash(tmp_path: Path) -> None:
+    """Three may collude: five clients cannot do without them, eight can."""
+    policy = secagg.Policy(min_clients=5, colluders=3)
+    away = {f"c{i}": Dropout("advert", late=False) for i in range(3)}
+    found = federation(tmp_path, quadratics(8), policy=policy, dropouts=Planned({1: away}))
+    report = found.run_round()
+    assert report.status == "aborted"
+    assert "threshold=4 of 5 clients and colluders=3" in str(report.reason)
+    assert {c.status for c in report.clients.values()} == {"dropped", "aborted"}
+    assert found.run_round().status == "ok"
+
+
+def test_wrong_shares_are_corrected_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from secagg.sharing import RoundSecrets
+
+    unmask = RoundSecrets.unmask
+
+    def lying(secrets: RoundSecrets, survivors: Collection[str]) -> bytes:
+        shares = bytearray(unmask(secrets, survivors))
+        if secrets._name == "c3":
+            shares[0] ^= 1
+        return bytes(shares)
+
+    plain = federation(tmp_path / "a", quadratics(8))
+    plain.run_round()
+    monkeypatch.setattr(RoundSecrets, "unmask", lying)
+    found = federation(tmp_path / "b", quadratics(8))
+    report = found.run_round()
+    assert (report.status, report.faulty) == ("ok", ("c3",))
+    assert found.server.weights.equals(plain.server.weights)
 
 
 # ---- restarts ----------------------------------------------------------------------------------------------
