@@ -215,6 +215,8 @@ class Client(Secret):
             RoundAborted: If the round fails for this client: `.blame` names whom it is due to, where that
                 can be known. CohortError where too few clients are left.
         """
+        if not isinstance(context, (bytes, bytearray, memoryview)):
+            raise TypeError(f"Expected context as bytes, got {type(context).__name__}.")
         opened = open_sealed(message, self._expected(), {"": self._roster.server}, self._largest_message())
         if isinstance(opened.message, Offer):
             return self._accept_offer(opened.message, opened.digest, context, declared or {})
@@ -619,6 +621,8 @@ class Client(Secret):
             EncodingError: As `submit` does.
         """
         state = self._ready()
+        if isinstance(part_words, bool) or not isinstance(part_words, int) or part_words < 1:
+            raise ValueError(f"Expected part_words to be a positive integer, got {part_words!r}.")
         words = state.encoding.stream(values, self._rounding(state.session, state.number), part_words)
         return self._parts(state, words, self._take_masks(state).stream())
 

@@ -118,8 +118,10 @@ def hash_roster(offer: bytes, opened: Mapping[str, Opened]) -> bytes:
 
 def bind_beacon(roster: bytes, beacon: bytes) -> bytes:
     """The roster hash of a sparse round: bound to bytes that nobody knew when the roster was fixed."""
-    if not isinstance(beacon, (bytes, bytearray, memoryview)) or len(beacon) < MIN_BEACON:
-        raise ValueError(f"Expected a beacon of at least {MIN_BEACON} bytes.")
+    if not isinstance(beacon, (bytes, bytearray, memoryview)):
+        raise TypeError(f"Expected a beacon as bytes, got {type(beacon).__name__}.")
+    if len(beacon) < MIN_BEACON:
+        raise ValueError(f"Expected a beacon of at least {MIN_BEACON} bytes, got {len(beacon)}.")
     return hash_parts("beacon", roster, bytes(beacon))
 
 

@@ -6,7 +6,7 @@ names, lengths, rounds and client ids only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class SecAggError(Exception):
@@ -70,3 +70,10 @@ class RoundAborted(SecAggError):  # noqa: N818  # it names what happened
 
 class CohortError(RoundAborted):
     """A round that failed because too few clients took part."""
+
+
+def named(names: Collection[str], most: int = 8) -> str:
+    """Ids for an error, the first of them where there are many; `.blame` has them all."""
+    shown = sorted(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return f"{shown[:most]}{more}"

@@ -17,9 +17,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from .keys import hash_parts
+
+if TYPE_CHECKING:
+    from .policy import Policy
 
 __all__ = [
     "COMPLETE_UP_TO",
@@ -203,6 +206,7 @@ class Plan:
 
     Attributes:
         num_clients: Size n of the roster that it was made for.
+        colluders: Fraction of the roster that may work with the server.
         degree: Number of neighbours k; 0 for the complete graph.
         threshold: Shares t that give a secret back, among the holders of a closed neighbourhood.
         fraction: ``threshold / holders``: what an offer names.
@@ -212,12 +216,30 @@ class Plan:
     """
 
     num_clients: int
+    colluders: float
     degree: int
     threshold: int
     fraction: float
     privacy: float
     failure: float
     smallest_sum: int
+
+    def policy(self, **limits: Any) -> Policy:
+        """A policy with this plan's threshold, colluders and consent to a sparse graph.
+
+        Server and clients need the same: a client refuses a round whose threshold is lower than its own.
+
+        Args:
+            **limits: Further fields of `Policy`.
+        """
+        from .policy import Policy
+
+        given = {
+            "threshold_fraction": self.fraction,
+            "colluders": self.colluders,
+            "sparse": self.degree > 0,
+        }
+        return Policy(**{**given, **limits})
 
 
 def plan(
@@ -264,6 +286,7 @@ def plan(
     honest_survivors = num_clients - dropped - corrupt
     return Plan(
         num_clients,
+        colluders,
         degree,
         t,
         t / _holders(num_clients, degree),

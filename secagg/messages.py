@@ -263,8 +263,8 @@ class Opened:
 def refused() -> MessageError:
     """The one error for bytes that are no valid message."""
     return MessageError(
-        "Refused a message: it is not one that a party of the roster signed for this protocol version. "
-        "Expected the bytes of a peer's state machine, unaltered."
+        "Refused a message: it is not one that a party of the roster signed for this stage and this protocol "
+        "version. Expected the bytes of a peer's state machine, unaltered and in their order."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .errors import CohortError, PolicyError
-from .graph import Graph, is_crowd, is_exclusive, privacy_bound, smallest_sum
+from .graph import Graph, is_crowd, is_exclusive, plan, privacy_bound, smallest_sum
 from .masks import CIPHER_KEY_BYTES, CipherName
 from .messages import MAX_CLIENTS, Offer
 
@@ -57,6 +57,12 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Refuse limits that protect nobody or contradict each other."""
+        for what in ("min_clients", "max_clients"):
+            if isinstance(getattr(self, what), bool) or not isinstance(getattr(self, what), int):
+                raise PolicyError(f"Expected {what} to be an integer, got {getattr(self, what)!r}.")
+        for what in ("threshold_fraction", "colluders"):
+            if isinstance(getattr(self, what), bool) or not isinstance(getattr(self, what), (int, float)):
+                raise PolicyError(f"Expected {what} to be a number, got {getattr(self, what)!r}.")
         if self.min_clients < 3:
             raise PolicyError(
                 f"Expected min_clients >= 3, got {self.min_clients}: a sum over two clients tells each of "
@@ -124,19 +130,19 @@ class Policy:
                 f"Round {round}: expected a roster of {fewest}..{self.max_clients} clients, got {size}."
             )
 
-    def verify_graph(self, round: int, graph: Graph, threshold: int) -> None:
+    def verify_graph(self, round: int | None, graph: Graph, threshold: int) -> None:
         """Raise PolicyError unless shares are safe from as many colluders as this policy names.
 
         Each holder gives one share of a peer, a colluder both: with h holders and c colluders among them a
         server that tells clients different sets of survivors gets h + c shares of the two secrets, and
         needs 2t.
         """
-        size = len(graph.names)
+        size, where = len(graph.names), "E" if round is None else f"Round {round}: e"
         colluders = self.colluding(size)
         if not graph.degree:
             if not is_exclusive(size, threshold, colluders):
                 raise PolicyError(
-                    f"Round {round}: expected 2 * threshold > clients + colluders, got threshold={threshold} "
+                    f"{where}xpected 2 * threshold > clients + colluders, got threshold={threshold} "
                     f"of {size} clients and colluders={colluders}: they and the server could learn a "
                     "client's value. Raise threshold_fraction, or lower colluders."
                 )
@@ -144,14 +150,14 @@ class Policy:
         bound = privacy_bound(size, graph.degree, threshold, colluders=colluders / size)
         if not bound <= PRIVACY:
             raise PolicyError(
-                f"Round {round}: expected a graph that fails with probability <= 2^-40, got 2^"
+                f"{where}xpected a graph that fails with probability <= 2^-40, got 2^"
                 f"{math.log2(bound):.1f} with degree={graph.degree}, threshold={threshold}, {size} clients "
-                f"and colluders={colluders}. Ask for the degree that secagg.graph.plan gives."
+                f"and colluders={colluders}. {_remedy(size, colluders)}"
             )
         smallest = smallest_sum(size, graph.degree, threshold, colluders / size)
         if smallest < self.min_clients:
             raise PolicyError(
-                f"Round {round}: expected sums over at least min_clients={self.min_clients} honest clients, "
+                f"{where}xpected sums over at least min_clients={self.min_clients} honest clients, "
                 f"a graph with degree={graph.degree} and threshold={threshold} guarantees {smallest}."
             )
 
@@ -169,3 +175,15 @@ class Policy:
                 f"(min_clients={max(self.min_clients, promised)}, colluders={colluders} and two more). "
                 "Nothing is released."
             )
+
+
+def _remedy(size: int, colluders: int) -> str:
+    """Which graph would do; found for the error only."""
+    try:
+        found = plan(size, colluders=colluders / size)
+    except ValueError:
+        return "No graph stands so many; lower colluders."
+    return (
+        f"secagg.plan({size}, colluders={colluders}/{size}) gives degree={found.degree} and "
+        f"threshold_fraction={found.fraction:.3f}: give the server and all clients that plan's policy()."
+    )

@@ -5,7 +5,7 @@
     1 advertise     receive(bytes)          ← Advert, one a client                  ADVERTS
     2 roster        advance()               → RosterMessage, to who advertised      SHARES (sparse: BEACON)
                     draw_graph(beacon)      (sparse graph only)                     SHARES
-    3 shares        receive(bytes)          ← Shares, one a client                  SHARES
+    3 shares        receive(bytes)          ← Shares, one a client (BEACON, too)    SHARES
                     advance()               → Delivery, to each its own             VECTORS
     4 vector        receive(bytes)          ← Masked, one a client                  VECTORS
                     advance()               → Survivors, to whose vector came       CONSISTENCY
@@ -20,6 +20,7 @@ has dropped, and an answer that comes later is refused. It keeps one running sum
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import tempfile
 from bisect import bisect_left
@@ -53,6 +54,8 @@ from .errors import (
     PolicyError,
     RoundAborted,
     RoundReused,
+    SecAggError,
+    named,
 )
 from .graph import COMPLETE_UP_TO, Graph, draw, threshold
 from .guard import Guard, one_at_a_time
@@ -139,6 +142,7 @@ class _Round:
     sealed: dict[str, bytes] = field(default_factory=dict)
     roster: bytes = b""
     graph: Graph = field(default_factory=lambda: Graph.complete([]))
+    early: dict[str, bytes] = field(default_factory=dict)
     boxes: dict[str, memoryview] = field(default_factory=dict)
     seeds: dict[str, bytes] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
@@ -257,7 +261,17 @@ class Server:
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0 or degree % 2:
             raise ValueError(f"Expected degree to be an even number of neighbours, or 0, got {degree!r}.")
         self._degree = degree
+        if degree and not self._policy.sparse:
+            raise PolicyError(
+                f"Expected a policy with sparse=True for degree={degree}: the server's stands for what all "
+                "agree to. Take Plan.policy()."
+            )
         self._scratch = None if scratch is None else Path(scratch)
+        if self._scratch is not None and not self._scratch.is_dir():
+            raise ValueError(f"Expected scratch= to be a folder, got {str(self._scratch)!r}.")
+        if not degree:
+            everybody = Graph.complete(roster.clients)
+            self._policy.verify_graph(None, everybody, threshold(self._policy.threshold_fraction, size))
         self._last = -1
         self._round: _Round | None = None
         self._phase = ServerPhase.IDLE
@@ -290,6 +304,8 @@ class Server:
                 return ()
             case ServerPhase.ADVERTS:
                 return tuple(sorted(self._roster.clients.keys() - state.adverts.keys()))
+            case ServerPhase.BEACON:
+                return tuple(sorted(state.adverts.keys() - state.early.keys()))
             case ServerPhase.SHARES:
                 return tuple(sorted(state.adverts.keys() - state.boxes.keys()))
             case ServerPhase.VECTORS:
@@ -398,6 +414,9 @@ class Server:
         state = self._round
         if state is None:
             raise MessageError("Refused a message: no round is open.")
+        return self._take(state, message, sender)
+
+    def _take(self, state: _Round, message: bytes, sender: str | None) -> str:
         opened = open_sealed(message, _FROM_CLIENTS, self._roster.clients, self._largest_message(state))
         header = opened.message
         name = header.sender
@@ -415,6 +434,10 @@ class Server:
         match header, self._phase:
             case Advert(), ServerPhase.ADVERTS:
                 self._take_advert(state, header, opened, bytes(message))
+            case Shares(), ServerPhase.BEACON if name in state.adverts:
+                if name in state.early:
+                    raise MessageError(f"Refused the shares of {name!r} {where}: it sent one before.", name)
+                state.early[name] = bytes(message)  # it has the beacon sooner than this server
             case Shares(), ServerPhase.SHARES:
                 self._verify_known(state, header, "shares", state.adverts, state.boxes)
                 self._take_shares(state, header, opened.tail)
@@ -437,6 +460,8 @@ class Server:
 
     def _largest_message(self, state: _Round) -> int:
         match self._phase:
+            case ServerPhase.BEACON:
+                tail = box_bytes(state.offer.hybrid) * (state.offer.degree + 1)
             case ServerPhase.SHARES:
                 tail = box_bytes(state.offer.hybrid) * len(state.graph.names)
             case ServerPhase.UNMASKING:
@@ -488,6 +513,7 @@ class Server:
         Raises:
             PhaseError: If nothing is being collected, or only `draw_graph` or `result` can follow.
             CohortError: If too few answered; the round is over, `.blame` names who did not.
+            PolicyError: If the cohort or its graph are weaker than this server's policy; the round is over.
             RoundAborted: If clients differ from the server or among themselves where all must be alike; the
                 round is over, `.blame` names them.
         """
@@ -499,13 +525,14 @@ class Server:
             ServerPhase.CONSISTENCY: self._end_consistency,
         }
         if state is None or phase not in ends:
+            waiting = {ServerPhase.BEACON: "draw_graph() with the beacon", ServerPhase.UNMASKING: "result()"}
+            follows = waiting.get(phase, "open()")
             raise PhaseError(
-                f"Expected a stage that advance() can end, this server is {phase.value!r}. Call "
-                "draw_graph() with the beacon, result(), or open()."
+                f"Expected a stage that advance() can end, this server is {phase.value!r}. Call {follows}."
             )
         try:
             return ends[phase](state)
-        except RoundAborted:
+        except SecAggError:
             self._drop()
             raise
 
@@ -520,7 +547,7 @@ class Server:
             rule = ", ".join(rules)
             raise CohortError(
                 f"Round {state.number} has {len(left)} clients after {stage}, expected at least {fewest} "
-                f"({rule}). Missing: {list(missing)}. Open the next round when more are there.",
+                f"({rule}). Missing: {named(missing)}. Open the next round when more are there.",
                 missing,
             )
 
@@ -550,16 +577,25 @@ class Server:
     def draw_graph(self, beacon: bytes) -> None:
         """Draw a sparse graph's neighbourhoods; the same bytes as every client's caller hands in.
 
+        Shares of clients that had the beacon sooner were kept, and are taken now.
+
         Raises:
             PhaseError: If no roster waits for a beacon.
             ValueError: If the beacon has fewer than 16 bytes.
-            PolicyError: If the graph is weaker than this server's policy.
+            PolicyError: If the graph is weaker than this server's policy; the round is over.
         """
         state = self._expect(ServerPhase.BEACON, "draw_graph")
         roster = bind_beacon(state.roster, beacon)
-        graph = draw(state.adverts, state.offer.degree, roster)
         state.roster = roster
-        self._begin_shares(state, graph)
+        try:
+            self._begin_shares(state, draw(state.adverts, state.offer.degree, roster))
+        except PolicyError:
+            self._drop()
+            raise
+        early, state.early = state.early, {}
+        for message in early.values():
+            with contextlib.suppress(MessageError):  # of another beacon: that client has dropped
+                self._take(state, message, None)
 
     def _begin_shares(self, state: _Round, graph: Graph) -> None:
         state.graph = graph
@@ -683,7 +719,7 @@ class Server:
         if few := self._stranded(state, left):
             raise CohortError(
                 f"Round {state.number}: fewer than threshold={state.threshold} of the holders of "
-                f"{len(few)} clients are left, so their masks stay on. Missing: {list(self.missing)}. Open "
+                f"{len(few)} clients are left, so their masks stay on. Missing: {named(self.missing)}. Open "
                 "the next round.",
                 self.missing,
             )
@@ -780,8 +816,8 @@ class Server:
             fewest = min(lacking.values())
             raise CohortError(
                 f"Round {state.number} has {fewest} shares of a client's secret, threshold is "
-                f"{state.threshold}; its sum stays masked and nothing is released. Missing: {list(missing)}. "
-                "Open the next round.",
+                f"{state.threshold}; its sum stays masked and nothing is released. Missing: "
+                f"{named(missing)}. Open the next round.",
                 missing,
             )
         unmasking.remove(state.total, threads)

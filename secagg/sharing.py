@@ -186,9 +186,11 @@ class RoundSecrets(Secret):
                 failed.append(peer)
             self._shares[peer] = shares
         if failed:
+            whole = " Or the whole delivery was another client's." if len(failed) == len(senders) else ""
             raise RoundAborted(
                 f"Round {self._binding.round}: the shares of {failed} for {self._name!r} do not open. They "
-                "or the server altered them, or they hold another roster. Open the next round without them.",
+                f"or the server altered them, or they hold another roster.{whole} Open the next round, "
+                "without them if it comes again.",
                 failed,
             )
         self._transport = self._mask_key = None

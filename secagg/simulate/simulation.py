@@ -160,6 +160,7 @@ def plan_round(
     holders = degree + 1 if degree else clients
     return Plan(
         clients,
+        colluders,
         degree,
         threshold,
         threshold / holders,

@@ -256,7 +256,9 @@ def test_each_kind_of_message_is_taken_in_its_phase_and_in_no_other(phase, kind)
         refuse(server, answers["c0"], "it sent one before", "c0")
         return
     by_client = seal(parties.people[0], well_formed(kind, parties, "c0"))[0]
-    if kind in AWAITED.values():
+    if (phase, kind) == (ServerPhase.BEACON, Shares):
+        assert server.receive(by_client) == "c0", "kept until the server has the beacon, too"
+    elif kind in AWAITED.values():
         refuse(server, by_client, f"none of type {kind.__name__} is expected while {phase.value}", "c0")
     else:
         refuse(server, by_client, "not one that")
@@ -603,11 +605,24 @@ def test_as_many_shares_as_the_threshold_are_enough():
     assert (result.dropped, result.faulty) == ((), ())
 
 
-def test_missing_and_enough_say_nothing_without_a_round_or_while_a_beacon_is_awaited():
+def test_missing_and_enough_say_nothing_without_a_round():
     parties = sparse_parties()
     assert (parties.server.missing, parties.server.enough) == ((), False)
+
+
+def test_clients_that_have_the_beacon_sooner_than_the_server_are_not_lost():
+    parties = sparse_parties()
     reach(parties, ServerPhase.BEACON)
-    assert (parties.server.missing, parties.server.enough) == ((), False)
+    assert (parties.server.missing, parties.server.enough) == (tuple(sorted(parties.names())), False)
+    for number, client in enumerate(parties.clients[:3]):
+        shares = client.draw_graph(BEACON if number else b"another beacon..")
+        assert parties.server.receive(shares) == client.name
+        refuse(parties.server, shares, "it sent one before", client.name)
+    assert not {client.name for client in parties.clients[:3]} & set(parties.server.missing)
+    parties.server.draw_graph(BEACON)
+    assert parties.clients[0].name in parties.server.missing, "its beacon was another"
+    for client in parties.clients[1:3]:
+        assert client.name not in parties.server.missing
 
 
 def test_a_beacon_that_is_too_short_may_be_corrected():
@@ -697,23 +712,30 @@ def test_a_sparse_round_survives_one_dropout_in_each_neighbourhood():
 
 def test_the_servers_own_policy_judges_the_graph():
     """Five clients and threshold 4 withstand two colluders, not three."""
-    for colluders, good in ((2, True), (3, False)):
-        policy = Policy(min_clients=3, allow_three=True, colluders=colluders)
-        parties = make_parties(5, SCHEMA, policy=policy)
-        for client in parties.clients:
-            client._policy = SMALL
-        if good:
-            reach(parties, ServerPhase.SHARES)
-            continue
-        with pytest.raises(PolicyError, match="2 \\* threshold > clients"):
-            reach(parties, ServerPhase.SHARES)
+    good = Policy(min_clients=3, allow_three=True, colluders=2)
+    reach(make_parties(5, SCHEMA, policy=good), ServerPhase.SHARES)
+    with pytest.raises(PolicyError, match=r"^Expected 2 \* threshold > clients"):
+        make_parties(5, SCHEMA, policy=Policy(min_clients=3, allow_three=True, colluders=3))
+
+
+def test_a_cohort_that_the_policy_cannot_stand_ends_the_round():
+    """Ten clients and threshold 7 withstand three colluders; of them only six answer, and 4 of 6 do not."""
+    policy = Policy(min_clients=3, allow_three=True, colluders=3)
+    parties = make_parties(10, SCHEMA, policy=policy)
+    offer = parties.server.open(1)
+    for client in parties.clients[:6]:
+        parties.server.receive(client.receive(offer))
+    with pytest.raises(PolicyError, match=r"Round 1: expected 2 \* threshold > clients"):
+        parties.server.advance()
+    assert parties.server.phase is ServerPhase.IDLE
+    assert run_round(parties, [VALUES] * 10, 2).values["n"] == 10
 
 
 def test_survivors_must_be_two_more_than_may_collude():
     policy = Policy(min_clients=3, allow_three=True, colluders=3, threshold_fraction=0.7)
     parties = make_parties(8, SCHEMA, policy=policy)  # threshold 6: 2 * 6 > 8 + 3
     assert run_round(parties, [VALUES] * 8, drops={"c0": "vector", "c5": "vector"}).values["n"] == 6
-    lenient = make_parties(6, SCHEMA, policy=Policy(min_clients=3, allow_three=True, colluders=3))
+    lenient = make_parties(6, SCHEMA)
     lenient.server._policy = Policy(min_clients=3, allow_three=True, colluders=4, threshold_fraction=5 / 6)
     # By hand: 6 clients, threshold 5 as 5/6 says, 2 * 5 is not above 6 + 4.
     with pytest.raises(PolicyError):
