@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .errors import EncodingError
 from .layout import BLOCK, Run
 from .reductions import Bounded, MaskedReduction, Source
-from .reductions.base import NOT_FINITE, outside
+from .reductions.base import NOT_FINITE, first_not_finite, not_finite_at, outside
 from .reductions.sums import peak_level
 
 Words: TypeAlias = NDArray[np.uint64]
@@ -80,6 +80,14 @@ def refusal(name: str, why: str) -> EncodingError:
     return EncodingError(f"Field {name!r}: {why}.")
 
 
+def refusal_not_finite(run: Run, given: Given) -> EncodingError:
+    """NaN or infinity in a run: where the first is."""
+    entry = first_not_finite(given.field.source(run.kind, given.values), run.size)
+    if entry is None:  # It has been changed again since it was seen.
+        return refusal(run.field, NOT_FINITE)
+    return refusal(run.field, not_finite_at(given.field.index_of(entry, given.values)))
+
+
 def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: Target) -> Iterator[Words]:
     """Clip, scale, round, weigh and pack real values."""
     field = given.field
@@ -97,7 +105,7 @@ def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: T
             t, u, q = level[: x.size], fraction[: x.size], coded[: x.size]
             low, high = float(x.min()), float(x.max())
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise refusal(run.field, NOT_FINITE)
+                raise refusal_not_finite(run, given)
             largest = max(-low, high)
             given.peak = max(given.peak, min(1.0, largest / bound))
             with np.errstate(over="ignore"):  # What overflows is out of bounds, and clipped below.

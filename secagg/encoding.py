@@ -21,13 +21,14 @@ from .blocks import (
     decoded_dtype,
     encode_run,
     refusal,
+    refusal_not_finite,
 )
 from .blocks import Rounding as Rounding
 from .blocks import Words as Words
 from .errors import EncodingError, SchemaError
 from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, ZERO_WORD, Run, largest_weight, lay_out
 from .reductions import Adaptive, Bounded, MaskedReduction
-from .reductions.base import NOT_FINITE, outside
+from .reductions.base import NOT_FINITE, first_not_finite, not_finite_at, outside
 from .schema import Schema
 
 
@@ -303,10 +304,14 @@ class Encoding:
 
 def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
     """One client's value as its reduction takes it, of a shape and type that it carries."""
+    if value is None:
+        raise EncodingError(f"Field {name!r}: expected {field.expects}, got None. Give it a value.")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise EncodingError(f"Field {name!r}: expected an array of numbers.") from error
+        raise EncodingError(
+            f"Field {name!r}: expected an array of numbers, got {type(value).__name__}.{_as_array(value)}"
+        ) from error
     arranged = field.arranged(array)
     if arranged is None:
         raise EncodingError(
@@ -315,11 +320,23 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
         )
     kinds, wanted = field.accepts
     if array.dtype.kind not in kinds and array.size:
-        raise EncodingError(f"Field {name!r}: expected {wanted}, got dtype {array.dtype}.")
+        raise EncodingError(
+            f"Field {name!r}: expected {wanted}, got dtype {array.dtype}. {field.remedy}".rstrip()
+        )
     arranged = np.ascontiguousarray(arranged)
     if (why := field.refuses(arranged)) is not None:
+        entry = (
+            first_not_finite(arranged.reshape(-1).__getitem__, arranged.size) if why == NOT_FINITE else None
+        )
+        if entry is not None:
+            why = not_finite_at(tuple(int(place) for place in np.unravel_index(entry, array.shape)))
         raise refusal(name, why)
     return arranged
+
+
+def _as_array(value: Any) -> str:
+    """How to make an array of a tensor that gives none by itself: it records gradients, or is elsewhere."""
+    return " Give it as .detach().cpu(), and bfloat16 as .float()." if hasattr(value, "detach") else ""
 
 
 def _verify_range(run: Run, given: Given) -> None:
@@ -334,4 +351,4 @@ def _verify_range(run: Run, given: Given) -> None:
         if run.carrier == "integer" and (int(least) < run.low or int(most) > run.high):
             raise refusal(run.field, outside(run.low, run.high))
         if not (np.isfinite(least) and np.isfinite(most)):
-            raise refusal(run.field, NOT_FINITE)
+            raise refusal_not_finite(run, given)

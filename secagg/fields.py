@@ -256,7 +256,8 @@ def moments(
         - Entries beyond the bound are clipped to it and counted in a masked lane of their own.
 
     Args:
-        bound: Largest absolute value of an entry, value units.
+        bound: Largest absolute value of an entry, value units. Values are real, whether it is an int or a
+            float.
         order: Highest power, 1..8.
         bits: Precision of one client's sums: 2..28.
         at_most: Most values of one client; 2^20 by default.
@@ -378,15 +379,15 @@ def maximum(low: float, high: float, levels: int | None = None, shape: Shape | N
 
     Guarantees:
         - Two ints as limits declare integers: the result is exact; integers beyond the limits are refused.
-        - Floats declare reals: the result is the largest value rounded up to one of `levels` equidistant
-          levels, so it is never below it and less than one level above. Values beyond the limits are
-          clipped to them and counted in a masked lane of their own.
+        - A float as either limit declares reals: the result is the largest value rounded up to one of
+          `levels` equidistant levels, so it is never below it and less than one level above. Values beyond
+          the limits are clipped to them and counted in a masked lane of their own.
         - The result errs, downwards, with a probability of 2^-64 a level.
 
     Args:
-        low: Smallest value that can be told from smaller ones.
+        low: Smallest value that can be told from smaller ones; two ints as limits declare integers.
         high: Largest value that can be told from larger ones.
-        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each.
+        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each: leave it out.
         shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
 
     Returns:
@@ -409,9 +410,9 @@ def minimum(low: float, high: float, levels: int | None = None, shape: Shape | N
     less than one level below.
 
     Args:
-        low: Smallest value that can be told from smaller ones.
+        low: Smallest value that can be told from smaller ones; two ints as limits declare integers.
         high: Largest value that can be told from larger ones.
-        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each.
+        levels: Number of levels, 2..65536; 256 by default. Of integers there is one for each: leave it out.
         shape: Shape of one client's value; None is a scalar until `Schema.resolve` gives another.
 
     Returns:

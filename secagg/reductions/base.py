@@ -152,6 +152,15 @@ class MaskedReduction(Reduction):
         """Shapes that `arranged` takes, in words."""
         return f"shape {self.dims}"
 
+    @property
+    def remedy(self) -> str:
+        """What to do where values are of a dtype that is not accepted; a sentence, or nothing."""
+        return ""
+
+    def index_of(self, entry: int, values: NDArray[Any]) -> tuple[int, ...]:
+        """Where in one client's value the entry of a lane stands, given its arranged values."""
+        return tuple(int(place) for place in np.unravel_index(entry, self.dims))
+
     def arranged(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """One client's values as `source` takes them, in one row; None where their shape does not fit."""
         return values.reshape(-1) if values.shape == self.dims else None
@@ -229,8 +238,24 @@ def with_shape(reduction: Reduction, shape: Shape) -> Reduction:
 
 def is_finite(values: NDArray[Any]) -> bool:
     """Whether no entry is NaN or infinite, read block by block."""
-    flat, step = values.reshape(-1), 1 << 16
-    return all(bool(np.isfinite(flat[low : low + step]).all()) for low in range(0, flat.size, step))
+    return first_not_finite(values.reshape(-1).__getitem__, values.size) is None
+
+
+def first_not_finite(source: Source, size: int) -> int | None:
+    """Place of the first entry that is NaN or infinite, read block by block; None where there is none."""
+    step = 1 << 16
+    for low in range(0, size, step):
+        finite = np.isfinite(source(slice(low, min(low + step, size))))
+        if not finite.all():
+            return low + int(np.argmin(finite))
+    return None
+
+
+def not_finite_at(index: tuple[int, ...]) -> str:
+    """What is wrong with numbers of which one is not finite, by its place; a scalar has none."""
+    if not index:
+        return NOT_FINITE
+    return f"{NOT_FINITE}, first at index {index[0] if len(index) == 1 else index}"
 
 
 def verify_number(what: str, value: Any) -> float:

@@ -54,6 +54,11 @@ class Counted(MaskedReduction):
         return "iub", "integers (it is counted)"
 
     @property
+    def remedy(self) -> str:
+        """What to do with what is no count."""
+        return "Pass integers, or declare summed(bound=...) for real values."
+
+    @property
     def holds(self) -> tuple[type[np.generic], ...]:
         """Exact integers."""
         return (np.int64,)
@@ -101,6 +106,11 @@ class TrueCount(Counted):
     def accepts(self) -> tuple[str, str]:
         """Truth values."""
         return "b", "truth values (bool)"
+
+    @property
+    def remedy(self) -> str:
+        """What to do with what is no truth value."""
+        return "Pass bools, such as x > 0."
 
     @property
     def disclosure(self) -> str:

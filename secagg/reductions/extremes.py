@@ -52,6 +52,12 @@ class _Extreme(MaskedReduction):
         if not self.low < self.high:
             raise SchemaError(f"Expected {self.kind} with low < high, got {self.low} and {self.high}.")
         between = int(self.high - self.low) + 1
+        if self.integer and between > MAX_LEVELS:
+            raise SchemaError(
+                f"Expected {self.kind} of integers with high - low < {MAX_LEVELS}, as each integer takes a "
+                f"level, got {self.high - self.low}. Write low={self.low}.0, which makes the values real and "
+                f"rounds the result to one of levels={DEFAULT_LEVELS}, or bring the limits closer."
+            )
         levels = (between if self.integer else DEFAULT_LEVELS) if self.levels is None else self.levels
         if self.integer and levels != between:
             raise SchemaError(
@@ -62,7 +68,7 @@ class _Extreme(MaskedReduction):
 
     @property
     def integer(self) -> bool:
-        """Two ints declare integers (exact); floats declare reals (to one level)."""
+        """Two ints declare integers (exact); one float, or two, declare reals (to one level)."""
         return all(
             isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in (self.low, self.high)
         )
@@ -71,6 +77,11 @@ class _Extreme(MaskedReduction):
     def accepts(self) -> tuple[str, str]:
         """Integers where the limits are, else any real numbers."""
         return ("iub", "integers (its limits are ints)") if self.integer else ("iubf", "real numbers")
+
+    @property
+    def remedy(self) -> str:
+        """What to do with reals where integers are declared."""
+        return f"Write low={self.low}.0 where it is declared, or pass integers." if self.integer else ""
 
     @property
     def steps(self) -> int:

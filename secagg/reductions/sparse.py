@@ -70,6 +70,10 @@ class Sparse(Bounded):
         """The whole array or the entries at the indices; where both are as long they are the same."""
         return values if values.shape in (self.dims, (self.num_lanes,)) else None
 
+    def index_of(self, entry: int, values: NDArray[Any]) -> tuple[int, ...]:
+        """Its place in the whole array, where that was given."""
+        return (entry if len(values) == self.num_lanes else self.indices[entry],)
+
     def source(self, kind: str, values: NDArray[Any]) -> Source:
         """The entries at the indices, gathered slice by slice."""
         if len(values) == self.num_lanes:

@@ -114,11 +114,21 @@ class Bounded(MaskedReduction):
         object.__setattr__(self, "bits", verify_int(f"{self.kind} bits", self.bits, 2, most))
         guard = verify_int(f"{self.kind} guard_bits", self.guard_bits, 0, MAX_GUARD_BITS)
         object.__setattr__(self, "guard_bits", guard)
-        if self.integer and not 1 <= int(self.limit) <= self.levels:
+        if self.integer:
+            self._verify_integer_bound(int(self.limit))
+
+    def _verify_integer_bound(self, limit: int) -> None:
+        if limit < 1:
+            raise SchemaError(
+                f"Expected {self.kind} with a bound of at least 1, got bound={limit}: the largest absolute "
+                "value that a client may give. Leave out a field that is always zero."
+            )
+        if limit > self.levels:
+            bits = limit.bit_length() + 1
+            wider = f"Raise bits to {bits}, or write" if bits <= MAX_INTEGER_BITS else "Write"
             raise SchemaError(
                 f"Expected {self.kind} with an integer bound in 1..{self.levels} for bits={self.bits}, got "
-                f"bound={self.bound}. Raise bits to {int(self.limit).bit_length() + 1}, or write "
-                f"bound={self.bound}.0 if the values are real."
+                f"bound={limit}. {wider} bound={limit}.0 if the values are real."
             )
 
     @property
@@ -130,6 +140,11 @@ class Bounded(MaskedReduction):
     def accepts(self) -> tuple[str, str]:
         """Integers where the bound is one, else any real numbers."""
         return ("iub", "integers (its bound is an int)") if self.integer else ("iubf", "real numbers")
+
+    @property
+    def remedy(self) -> str:
+        """What to do with reals where integers are declared."""
+        return f"Write bound={self.bound}.0 where it is declared, or pass integers." if self.integer else ""
 
     @property
     def holds(self) -> tuple[type[np.generic], ...]:

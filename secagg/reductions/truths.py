@@ -29,6 +29,11 @@ class _OneTruth(MaskedReduction):
         return "b", "truth values (bool)"
 
     @property
+    def remedy(self) -> str:
+        """What to do with what is no truth value."""
+        return "Pass bools, such as x > 0."
+
+    @property
     def holds(self) -> tuple[type[np.generic], ...]:
         """Truth values."""
         return (np.bool_,)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import Encoding, EncodingError, Schema, SchemaError, averaged, counted, local, summed
+from secagg import (
+    Encoding,
+    EncodingError,
+    Schema,
+    SchemaError,
+    averaged,
+    counted,
+    histogram,
+    local,
+    maximum,
+    moments,
+    sparse,
+    summed,
+)
 from secagg.layout import BLOCK, Run
 from tests.statistical import assert_mean, assert_rejects
 from tests.strategies import schemas, values_for
@@ -209,7 +224,11 @@ FINE = {"a.b": [0.0, 1.0], "n": 3, "i": -5, "m": 0.5}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a.b": [0.0, np.nan]}, "Field 'a.b': expected finite numbers, got NaN or infinity"),
+        (
+            {"a.b": [0.0, np.nan]},
+            "Field 'a.b': expected finite numbers, got NaN or infinity, first at index 1",
+        ),
+        ({"a.b": None}, r"'a.b': expected shape \(2,\), got None. Give it a value"),
         ({"a.b": [np.inf, 0.0]}, "'a.b': expected finite"),
         ({"a.b": [-np.inf, 0.0]}, "'a.b': expected finite"),
         ({"a.b": [[0.0, 1.0]]}, r"'a.b': expected shape \(2,\), got \(1, 2\)"),
@@ -217,15 +236,18 @@ FINE = {"a.b": [0.0, 1.0], "n": 3, "i": -5, "m": 0.5}
         ({"a.b": ["x", "y"]}, "'a.b': expected real numbers, got dtype <U1"),
         ({"a.b": [1j, 0]}, "'a.b': expected real numbers, got dtype complex128"),
         ({"a.b": [object(), 0]}, "'a.b': expected real numbers, got dtype object"),
-        ({"a.b": [[1], [1, 2]]}, "'a.b': expected an array of numbers"),
-        ({"n": 3.0}, r"'n': expected integers \(it is counted\), got dtype float64"),
+        ({"a.b": [[1], [1, 2]]}, r"'a.b': expected an array of numbers, got list\.$"),
+        ({"n": 3.0}, r"'n': .* \(it is counted\), got dtype float64. Pass integers, or declare summed"),
         ({"n": 10}, r"'n': expected integers in 0..9, got one outside"),
         ({"n": -1}, r"'n': expected integers in 0..9"),
         ({"n": 2**64}, "'n': expected integers .*, got dtype object"),
         ({"n": 2**64 - 1}, r"'n': expected integers in 0..9"),
         ({"i": 6}, r"'i': expected integers in -5..5"),
-        ({"i": 1.5}, r"'i': expected integers \(its bound is an int\), got dtype float64"),
-        ({"m": np.nan}, "'m': expected finite"),
+        (
+            {"i": 1.5},
+            r"\(its bound is an int\), got dtype float64. Write bound=5.0 where .*, or pass integers",
+        ),
+        ({"m": np.nan}, r"'m': expected finite numbers, got NaN or infinity\.$"),
         ({"zzz": 1}, r"got also \['zzz'\]"),
     ],
 )
@@ -243,8 +265,59 @@ def test_one_bad_value_among_many_is_found_wherever_it_stands(bad, rng):
     for at in (0, 1, 16_385, 33_333, 49_999):
         x = np.zeros(50_000, np.float32)
         x[at] = bad
-        with pytest.raises(EncodingError, match="'x': expected finite"):
+        with pytest.raises(EncodingError, match=rf"'x': expected finite .*, first at index {at}\.$"):
             encoding.encode({"x": x}, rng)
+        with pytest.raises(EncodingError, match=rf", first at index {at}\.$"):
+            encoding.stream({"x": x}, rng)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        (summed(1.0, shape=(30, 700)), (30, 700)),
+        (maximum(0.0, 1.0, levels=4, shape=(30, 70)), (30, 70)),
+        (moments(1.0, shape=(70,)), (30, 70)),
+        (histogram([0.0, 1.0], shape=(7, 10)), (4, 7, 10)),
+        (sparse(1.0, range(0, 20_000, 5), 20_000), (20_000,)),
+        (sparse(1.0, range(0, 20_000, 5), 20_000), (4_000,)),
+        (sparse(1.0, [10, 900, 1000], 2_000), (2_000,)),
+    ],
+)
+def test_the_first_bad_value_is_named_by_its_index(field, shape, rng):
+    encoding = Encoding(Schema(x=field), 4)
+    x = np.zeros(shape)
+    places = [0, x.size // 2, x.size - 1] if field.kind != "sparse" else [1000, x.size // 2]
+    for flat in places[1:]:
+        x.flat[flat] = np.nan  # What is last, or in sparse not carried, is not the first.
+    for at in reversed(places[:2]):
+        x.flat[at] = np.inf
+        index = np.unravel_index(at, shape)
+        named = str(at) if len(shape) == 1 else re.escape(str(tuple(map(int, index))))
+        with pytest.raises(EncodingError, match=rf"got NaN or infinity, first at index {named}\.$"):
+            encoding.encode({"x": x}, rng)
+
+
+class Recording:
+    """As a tensor that records gradients: numpy gets no array of it."""
+
+    def __array__(self, *_args, **_kwargs):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    def detach(self):
+        return np.zeros(2)
+
+
+def test_a_tensor_that_gives_no_array_is_told_how(rng):
+    with pytest.raises(EncodingError, match=r"of numbers, got Recording\. Give it as \.detach\(\)\.cpu\(\)"):
+        Encoding(SCHEMA, 4).encode({**FINE, "a.b": Recording()}, rng)
+
+
+def test_a_parameter_is_told_how(rng):
+    torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(EncodingError, match=r"'a.b': .*, got Parameter\. Give it as \.detach\(\)\.cpu\(\)"):
+        Encoding(SCHEMA, 4).encode({**FINE, "a.b": parameter}, rng)
+    Encoding(SCHEMA, 4).encode({**FINE, "a.b": parameter.detach().cpu()}, rng)
 
 
 def test_the_largest_floats_are_clipped_without_a_warning(rng):

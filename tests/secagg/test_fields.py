@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import secagg
-from secagg import Schema, SchemaError, adaptive, averaged, counted, local, public, reduce_clear, same, summed
+from secagg import (
+    Schema,
+    SchemaError,
+    adaptive,
+    averaged,
+    counted,
+    local,
+    maximum,
+    moments,
+    public,
+    reduce_clear,
+    same,
+    summed,
+)
 from secagg.reductions import reduction_from_dict, verify_reduction, with_shape
 from tests.strategies import FIELDS, schemas
 
@@ -66,7 +79,9 @@ def test_the_order_of_fields_and_every_parameter_are_in_the_digest():
         (lambda: summed(1.0, bits=16.0), "got 16.0"),
         (lambda: summed(3, bits=63), r"2..62, got 63"),
         (lambda: summed(40_000), r"Raise bits to 17, or write bound=40000.0"),
-        (lambda: summed(0), r"integer bound in 1..32767"),
+        (lambda: summed(0), r"a bound of at least 1, got bound=0: .* Leave out a field that is always zero"),
+        (lambda: summed(-3), r"at least 1, got bound=-3"),
+        (lambda: summed(2**70), r"got bound=\d+\. Write bound=\d+\.0 if the values are real"),
         (lambda: summed(1.0, shape=(-1,)), r"summed shape to be an integer in 0"),
         (lambda: summed(1.0, shape="ab"), "tuple of integers, got str"),
         (lambda: counted(at_most=0), "counted at_most"),
@@ -115,6 +130,20 @@ def test_the_refusal_reads_as_the_sketch_says():
 def test_a_field_without_a_reduction_is_refused(value):
     with pytest.raises(TypeError, match="Expected a reduction for field 'x'"):
         Schema(x=value)
+
+
+def test_what_a_refusal_of_a_bound_suggests_is_accepted():
+    assert summed(40_000, bits=17).limit == 40_000
+    assert summed(float(2**70)).limit == 2**70
+    assert maximum(0.0, 2**20).levels == 256
+    assert maximum(0, 2**16 - 1).levels == 2**16
+
+
+def test_one_float_limit_declares_reals_and_moments_are_real_always():
+    assert not maximum(0, 1.0).integer
+    assert maximum(0, 1).integer
+    assert moments(10) == moments(10.0)
+    assert moments(10).reduce([[0.5], [1.0]]).mean == 0.75
 
 
 def test_int_bounds_declare_integers_and_float_bounds_reals():
