@@ -92,7 +92,24 @@ class Disclosure:
         )
         unpriced = "Without a price: " + "; ".join(self._unpriced()) + "."
         learned = table(columns, rows, numeric=(3, 4, 5))
-        return "\n".join((hidden, "", learned, "", lanes, noised, unpriced))
+        parts = [hidden, "", learned, "", lanes]
+        if masks.enabled:
+            parts += ["", *self._beyond(), ""]
+        return "\n".join((*parts, noised, unpriced))
+
+    def _beyond(self) -> tuple[str, ...]:
+        """What no mask hides: what others pool, and what two sums differ by."""
+        found: dict[tuple[str, str, str], None] = {}  # Of a field, each pair of answers once.
+        for line in self.fields.lines:
+            name, _, kind = line.field.partition(" (")
+            if kind not in ("clipped)", "peak)"):  # They follow in the same way.
+                found[name, line.colluders, line.difference] = None
+        before = (
+            f"No mask hides a client from all {self.clients - 1} others of its round, if they pool their "
+            "values and subtract them from the sum (colluders), nor from whoever has the sums of two rounds "
+            "whose clients differ by it alone (two rounds). They learn of it:"
+        )
+        return before, "", table(("field", "colluders", "two rounds"), list(found))
 
 
 def explain_config(config: Config) -> Disclosure:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -338,9 +339,15 @@ def test_explain_names_every_field_of_the_vector_and_what_masks_hide(capsys):
     masked = capsys.readouterr().out
     assert "one masked vector a round" in masked
     assert all(name in masked for name in names)
+    assert "from all 7 others of its round" in masked
+    assert "two rounds whose clients differ by it alone" in masked
+    for line in found["learned"]:
+        if not line["field"].endswith((" (clipped)", " (peak)")):
+            assert re.search(rf"{re.escape(line['colluders'])} +{re.escape(line['difference'])}", masked)
     assert main(["explain", "masks.enabled=false", "dp.enabled=false"]) == 0
     clear = capsys.readouterr().out
     assert "the server sees the vector of each of 8 clients" in clear
+    assert "others of its round" not in clear
     assert "dp is off" in clear
 
 
