@@ -107,11 +107,13 @@ def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: T
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise refusal_not_finite(run, given)
             largest = max(-low, high)
-            given.peak = max(given.peak, min(1.0, largest / bound))
+            if weight:  # What weighs nothing is in no sum, and says nothing of its bound.
+                given.peak = max(given.peak, min(1.0, largest / bound))
             with np.errstate(over="ignore"):  # What overflows is out of bounds, and clipped below.
                 np.multiply(x, scale, out=t, dtype=np.float64)
             if largest > bound:
-                given.clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
+                if weight:
+                    given.clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
                 np.clip(t, -levels, levels, out=t)
             # ⌊t + L + u⌋ with u uniform in [0, 1) is t's upper level with the probability of its fraction. It
             # is at most 2L: t <= L + 2^-25 as the scale is rounded (L < 2^27), and u <= 1 - 2^-24 in float32.

@@ -306,6 +306,8 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
     """One client's value as its reduction takes it, of a shape and type that it carries."""
     if value is None:
         raise EncodingError(f"Field {name!r}: expected {field.expects}, got None. Give it a value.")
+    if isinstance(value, np.ma.MaskedArray):
+        raise EncodingError(f"Field {name!r}: expected an array without a mask, got one: fill what it hides.")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:

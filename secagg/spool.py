@@ -30,16 +30,17 @@ class Spool:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the object
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # it lives as long as the object
         # What hash_parts("parts", *digests) gives, without the list.
         self._digest = hashlib.sha256(length_prefixed(PROTOCOL, b"parts"))
         self.words = 0
 
     def append(self, words: Any, digest: bytes) -> None:
         """Keep the next part; raises OSError if the disk is full, and then keeps nothing of it."""
+        left = memoryview(words).cast("B")
         self._file.seek(8 * self.words)
-        self._file.write(words)
-        self._file.flush()
+        while left:
+            left = left[self._file.write(left) :]
         self._digest.update(length_prefixed(digest))
         self.words += memoryview(words).nbytes // 8
 

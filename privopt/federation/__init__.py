@@ -9,7 +9,7 @@ from .privacy import Privacy as Privacy
 from .privacy import PrivacyPlan as PrivacyPlan
 from .problem import Problem as Problem
 from .problem import TorchProblem as TorchProblem
-from .server import RoundReport as RoundReport
+from .reports import RoundReport as RoundReport
 from .server import Server as Server
 from .settings import Dropouts as Dropouts
 from .settings import EarlyStop as EarlyStop

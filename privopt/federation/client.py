@@ -183,7 +183,9 @@ class Client:
         if message.offer is None:
             self._keep(message.round)
             state = dump_state(values)
-            return self._sealed(Clear(message.round, state, self._releases(message), self._epsilon()))
+            return self._sealed(
+                Clear(message.session, message.round, state, self._releases(message), self._epsilon())
+            )
         return self._advertise(message, values)
 
     def _verify_ledger(self, recorded: int) -> None:
@@ -328,7 +330,9 @@ class Client:
             }
         )
         self._keep(message.round)
-        return self._sealed(Ready(message.round, advert, self._releases(message), self._epsilon()))
+        return self._sealed(
+            Ready(message.session, message.round, advert, self._releases(message), self._epsilon())
+        )
 
     def _go_on(self, message: Masking) -> bytes:
         """One more stage of the masked round; the prepared vector goes once shares were delivered."""
@@ -344,7 +348,9 @@ class Client:
         return self._sealed(Masking(message.round, answer))
 
     def _stopped(self, message: Begin, reason: Literal["budget", "refused"]) -> bytes:
-        return self._sealed(Stopped(message.round, reason, self._releases(message), self._epsilon()))
+        return self._sealed(
+            Stopped(message.session, message.round, reason, self._releases(message), self._epsilon())
+        )
 
     def _releases(self, message: Begin) -> list[Release]:
         """What the server has not recorded yet: this round's, and those of a round that a crash cut short."""

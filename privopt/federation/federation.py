@@ -25,7 +25,8 @@ from .client import Client
 from .home import Home
 from .privacy import Policy, Privacy, PrivacyPlan
 from .problem import Problem
-from .server import RoundReport, Server
+from .reports import RoundReport
+from .server import Server
 from .settings import Dropout, Dropouts, Selection
 
 __all__ = ["Federation", "build_federation"]

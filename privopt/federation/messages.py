@@ -21,6 +21,7 @@ MAX_BYTES = 1 << 32
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Blob: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_BYTES)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Session: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Real: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e300)]  # no NaN, no infinity: it goes into JSON
 
 
@@ -44,7 +45,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", forbid_unknown_fields=True
     """
 
     run: Name
-    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    session: Session
     round: Count
     steps: Count | dict[Name, Count]
     weights: Blob
@@ -78,8 +79,13 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
-    """Client to server: training is done; here is the advert for the masked round."""
+    """Client to server: training is done; here is the advert for the masked round.
 
+    Like all answers it names the session: rounds of other runs, and of the same one before a restart, have the
+    same numbers and signers.
+    """
+
+    session: Session
     round: Count
     advert: Blob
     releases: list[Release]
@@ -89,6 +95,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True
 class Clear(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields=True):
     """Client to server where masks are off: the values themselves."""
 
+    session: Session
     round: Count
     values: Blob
     releases: list[Release]
@@ -110,6 +117,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
             the client's policy) or ``"failed"``; details stay with the client.
     """
 
+    session: Session
     round: Count
     reason: Literal["budget", "refused", "failed"]
     releases: list[Release]
@@ -129,7 +137,7 @@ class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _SEALED = msgspec.msgpack.Decoder(_Sealed)
 _MESSAGE = msgspec.msgpack.Decoder(Message)
-_DOMAIN = b"privopt federation message 2\0"
+_DOMAIN = b"privopt federation message 3\0"
 
 
 def sealed(message: Message, identity: secagg.Identity, sender: str = "") -> bytes:

@@ -35,7 +35,7 @@ from ..setup.tables import Config
 from .federation import Transport
 from .observer import Observer, Silent
 from .parts import Parts
-from .server import RoundReport
+from .reports import RoundReport
 
 __all__ = ["resume", "train"]
 

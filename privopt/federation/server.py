@@ -7,8 +7,7 @@ vector, shares of one secret) and what the client's ledger says it released.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -21,14 +20,13 @@ from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
 from ..vector import Vector
-from .messages import Begin, Clear, Masking, Ready, Release, Stopped, opened, sealed
+from .messages import Begin, Clear, Masking, Ready, Stopped, opened, sealed
 from .pairs import verify_allowed
+from .reports import ClientReport, RoundReport, recordable
 from .schema import round_schema
 
-__all__ = ["ClientReport", "RoundReport", "Server"]
+__all__ = ["Server"]
 
-MAX_RECORD_BYTES = 1 << 20
-"""Most bytes of one client's releases in a round's record; one release takes about 200."""
 _STAGES = {
     secagg.ServerPhase.ADVERTS: "advert",
     secagg.ServerPhase.SHARES: "shares",
@@ -36,60 +34,6 @@ _STAGES = {
     secagg.ServerPhase.CONSISTENCY: "consistency",
     secagg.ServerPhase.UNMASKING: "unmask",
 }
-
-
-@dataclass
-class ClientReport:
-    """What a round's record says of one client.
-
-    Attributes:
-        status: ``"ok"`` (the round's result includes what it sent), ``"dropped"`` (no good answer came in
-            time), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is weaker than its
-            policy), ``"failed"`` (it says that it could not), ``"idle"`` (not asked), ``"aborted"`` (it
-            answered, and the round came to nothing); ``"waiting"`` while the round is open.
-        dropped: Stage from which on it was not heard of: ``"advert"``, ``"shares"``, ``"vector"``,
-            ``"consistency"`` or ``"unmask"``, or ``"values"`` where they travel in clear. After its vector
-            came, a client is ``"ok"`` all the same.
-        late: Whether its answer to that stage came after all, and was refused.
-        epsilon: What its ledger says this run has spent; None without DP.
-        releases: What it has released and the server had not recorded yet.
-    """
-
-    status: str = "waiting"
-    dropped: str | None = None
-    late: bool = False
-    epsilon: float | None = None
-    releases: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class RoundReport:
-    """How a round went; public values only.
-
-    Attributes:
-        round: Number of the round.
-        status: ``"ok"``, or ``"aborted"``: then nothing was released or used.
-        reason: Why it was aborted.
-        clients: One report per client.
-        loss: Mean training loss, where it may leave the clients.
-        clipped: Values outside their bound, by field, over all clients.
-        bounds: Adaptive bounds that this round used, by field.
-        faulty: Clients that gave wrong shares, or whose secrets these were; the result is right in spite of
-            them.
-        bytes_up: Bytes from clients to the server.
-        bytes_down: Bytes from the server to clients.
-    """
-
-    round: int
-    status: str = "ok"
-    reason: str | None = None
-    clients: dict[str, ClientReport] = field(default_factory=dict)
-    loss: float | None = None
-    clipped: dict[str, int] = field(default_factory=dict)
-    bounds: dict[str, float] = field(default_factory=dict)
-    faulty: tuple[str, ...] = ()
-    bytes_up: int = 0
-    bytes_down: int = 0
 
 
 class Server:
@@ -310,6 +254,11 @@ class Server:
             if self._secure is None or self._secure.phase is secagg.ServerPhase.ADVERTS:
                 raise ValueError(f"Expected no message of a masked round of {client!r} now.")
             self._secure.receive(message.payload, sender=client)
+        elif message.session != self._session:
+            raise ValueError(
+                f"Expected an answer of {client!r} in this session, got one of another run, or of before a "
+                "restart."
+            )
         else:
             self._take_answer(client, message)
         self._report.bytes_up += len(data)
@@ -321,7 +270,9 @@ class Server:
             raise ValueError(f"Expected no answer of {client!r}, which round {message.round} did not ask.")
         if client in self._answered:
             raise ValueError(f"Expected one answer of {client!r} a round, got a second.")
-        releases = _recordable(client, message.releases)
+        if self._secure is not None and self._secure.phase is not secagg.ServerPhase.ADVERTS:
+            raise ValueError(f"Expected the answer of {client!r} before its stage was closed.")
+        releases = recordable(client, message.releases)
         status = "waiting"  # until it is known what of it counts
         if isinstance(message, Ready):
             if self._secure is None:
@@ -511,15 +462,3 @@ def _packed(aux_vars: Mapping[str, AuxVar]) -> bytes:
 
 def _fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not name.startswith("_")}
-
-
-def _recordable(client: str, releases: Sequence[Release]) -> list[dict[str, Any]]:
-    """Releases as JSON can hold them: events come as any msgpack value, and end in the run's record."""
-    try:
-        built: list[dict[str, Any]] = [msgspec.to_builtins(release) for release in releases]
-        size = len(msgspec.json.encode(built))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"Expected releases of {client!r} that JSON can hold, got others.") from error
-    if size > MAX_RECORD_BYTES:
-        raise ValueError(f"Expected releases of {client!r} of at most {MAX_RECORD_BYTES} bytes, got {size}.")
-    return built

@@ -265,7 +265,7 @@ def verify_number(what: str, value: Any) -> float:
     # Beyond the inverse of MIN_BOUND an int may not even fit a float.
     if not -1 / MIN_BOUND <= value <= 1 / MIN_BOUND:
         raise SchemaError(f"Expected {what} to be finite, at most {1 / MIN_BOUND}, got {value}.")
-    return float(value)
+    return float(value) + 0.0  # -0.0 and 0.0 are one number, and one schema
 
 
 def verify_bound(what: str, value: Any) -> None:

@@ -167,7 +167,9 @@ class Moments(_Distribution):
 
     def clips(self, values: NDArray[Any]) -> int:
         """How many entries are beyond the bound."""
-        return sum(int(np.count_nonzero(np.abs(values[rows]) > self.bound)) for rows in self._rows(values))
+        # In float64: the absolute value of the smallest integer is no integer of its type.
+        blocks = (np.asarray(values[rows], np.float64) for rows in self._rows(values))
+        return sum(int(np.count_nonzero(np.abs(block) > self.bound)) for block in blocks)
 
     def assemble(
         self, sums: Mapping[str, NDArray[Any]], weight: int, out: NDArray[Any] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,11 +124,20 @@ class _Extreme(MaskedReduction):
 
     def clips(self, values: NDArray[Any]) -> int:
         """How many entries are beyond the limits."""
-        return int(np.count_nonzero(values < self.low) + np.count_nonzero(values > self.high))
+        # In float64: in its own precision a limit could be rounded, or overflow.
+        low, high = np.float64(self.low), np.float64(self.high)
+        return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
 
     def error_bound(self, n: int, at_most: int) -> float:
         """One level; integers are exact."""
         return 0.0 if self.integer else self.step * (1 + 1e-9)
+
+    def _level(self, values: NDArray[Any], side: Literal["left", "right"]) -> NDArray[np.int64]:
+        """Level of each value: the next one above (left) or below it (right)."""
+        if self.integer:  # Verified to be in range; a comparison with a grid could go through float64.
+            return values.astype(np.int64) - int(self.low)
+        found = np.searchsorted(self.grid(), values.astype(np.float64), side=side)
+        return np.clip(found if side == "left" else found - 1, 0, self.steps)
 
     def _valued(self, level: NDArray[np.int64]) -> Any:
         return plain(self.grid()[level].reshape(self.dims))
@@ -156,7 +165,7 @@ class Maximum(_Extreme):
 
     def source(self, kind: str, values: NDArray[Any]) -> Source:
         """True where the value is more than the level in question: its own level is rounded up."""
-        level = np.minimum(np.searchsorted(self.grid(), values, side="left"), self.steps)
+        level = self._level(values, "left")
 
         def above(where: slice) -> NDArray[np.bool_]:
             entry, question = np.divmod(np.arange(where.start, where.stop), self.steps)
@@ -191,7 +200,7 @@ class Minimum(_Extreme):
 
     def source(self, kind: str, values: NDArray[Any]) -> Source:
         """True where the value is at most the level in question: its own level is rounded down."""
-        level = np.maximum(np.searchsorted(self.grid(), values, side="right") - 1, 0)
+        level = self._level(values, "right")
 
         def below(where: slice) -> NDArray[np.bool_]:
             entry, question = np.divmod(np.arange(where.start, where.stop), self.steps)

@@ -153,8 +153,9 @@ class BinCounts(_Result):
 def ranks(q: NDArray[np.float64], total: Any) -> NDArray[np.int64]:
     """Which value, counted from 1 in ascending order, is the smallest that a share `q` does not pass."""
     # q·total may be rounded up past an integer, as 0.07 · 100 is; a share that close to it means it.
-    wanted: NDArray[np.float64] = np.maximum(np.ceil(q * np.asarray(total) * (1 - 2.0**-50)), 1)
-    return wanted.astype(np.int64)
+    whole = np.asarray(total, np.int64)
+    wanted: NDArray[np.float64] = np.maximum(np.ceil(q * whole * (1 - 2.0**-50)), 1)
+    return np.where(q >= 1, np.maximum(whole, 1), wanted.astype(np.int64))
 
 
 def stacked(values: Sequence[Any], dims: tuple[int, ...]) -> NDArray[np.float64]:

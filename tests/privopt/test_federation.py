@@ -190,7 +190,7 @@ def test_a_client_refuses_a_round_of_another_run_an_older_round_and_a_switch_to_
     with pytest.raises(ValueError, match="message of a federated round"):
         client.handle(b"\x00" * 10)
     with pytest.raises(ValueError, match="message for a client"):
-        client.handle(sealed(Stopped(1, "budget", [], None), server))
+        client.handle(sealed(Stopped(bytes(16), 1, "budget", [], None), server))
 
 
 def test_a_client_answers_nobody_but_the_pinned_server(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_masked_and_clear_rounds_agree_when_the_same_clients_are_left_out(
     masked = made(tmp_path / "masked", method, dropouts=Planned(PLAN))
     clear = made(tmp_path / "clear", method, masks=False, dropouts=Planned(PLAN))
     whole = made(tmp_path / "whole", method, masks=False)
-    sums, budget = Sums(monkeypatch), 0.0
+    sums, budget, apart = Sums(monkeypatch), 0.0, 0.0
     for number in range(1, 8):
         a, b = clear.run_round(), masked.run_round()
         whole.run_round()
@@ -115,8 +115,9 @@ def test_masked_and_clear_rounds_agree_when_the_same_clients_are_left_out(
         budget += precision(masked, b.bounds, number if method == "feddyn" else 1)
         gap = np.abs(clear.server.weights.flatten() - masked.server.weights.flatten()).max()
         assert 0 < gap <= budget
-    apart = np.abs(clear.server.weights.flatten() - whole.server.weights.flatten()).max()
-    assert apart > 2 * budget, "leaving clients out must show, or the comparison would show nothing"
+        without = np.abs(clear.server.weights.flatten() - whole.server.weights.flatten()).max()
+        apart = max(apart, without / budget)
+    assert apart > 10, "leaving clients out must show, or the comparison would show nothing"
 
 
 def precision(masked: Federation, bounds: Mapping[str, float], repeats: int) -> float:

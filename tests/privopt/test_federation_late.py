@@ -11,7 +11,7 @@ import secagg
 from privopt.checkpoint import dump_state, load_state
 from privopt.federation.client import Client
 from privopt.federation.messages import unverified
-from privopt.federation.server import ClientReport
+from privopt.federation.reports import ClientReport
 from privopt.federation.settings import Dropout
 from tests.contracts import same_state
 from tests.privopt.federated import STAGES, Planned, federation, last_sent, quadratics

@@ -238,7 +238,7 @@ def test_releases_that_no_record_can_hold_are_refused(tmp_path: Path, what: str)
 def test_a_client_answers_once_and_gives_a_reason_that_exists(tmp_path: Path) -> None:
     found, _ = opened_round(tmp_path)
     key = found.clients["c0"].home.identity()
-    stopped = Stopped(1, "budget", [], None)
+    stopped = Stopped(found.server._session, 1, "budget", [], None)
     with pytest.raises(ValueError, match="none"):
         found.server.receive(sealed(replace(stopped, reason="ok"), key, "c0"))
     with pytest.raises(ValueError, match="none"):
@@ -246,6 +246,24 @@ def test_a_client_answers_once_and_gives_a_reason_that_exists(tmp_path: Path) ->
     found.server.receive(sealed(stopped, key, "c0"))
     with pytest.raises(ValueError, match="got a second"):
         found.server.receive(sealed(stopped, key, "c0"))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_answers_of_another_run_are_refused(tmp_path: Path, masks: bool) -> None:
+    """The same homes, and so the same keys, in two runs: round 1 of the one is no round 1 of the other."""
+    runs = [federation(tmp_path / "homes", masks=masks) for _ in range(2)]
+    for run in runs:
+        run.server.begin()
+    old = {name: client.handle(runs[0].server.opening(name)) for name, client in runs[0].clients.items()}
+    before = server_state(runs[1].server)
+    stopped = sealed(
+        Stopped(runs[0].server._session, 1, "budget", [], None), runs[0].clients["c0"].home.identity(), "c0"
+    )
+    for answer in (old["c0"], stopped):
+        assert answer is not None
+        with pytest.raises(ALLOWED, match="another run"):
+            runs[1].server.receive(answer)
+    assert server_state(runs[1].server) == before
 
 
 def _altered(name: str, value: Any) -> Callable[[dict[str, Any]], bytes]:

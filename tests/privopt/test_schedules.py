@@ -28,7 +28,7 @@ from privopt.federation.federation import Federation
 from privopt.federation.home import Home
 from privopt.federation.messages import unverified
 from privopt.federation.privacy import PrivacyPlan
-from privopt.federation.server import RoundReport
+from privopt.federation.reports import RoundReport
 from tests.privopt.federated import STAGES, Quadratic, federation
 
 ROUNDS, CLIENTS = 4, 7
