@@ -188,6 +188,8 @@ class BitwiseExtreme:
             )
         if not is_finite(value):
             raise EncodingError(f"A bitwise extreme {NOT_FINITE}.")
+        if not self._integer:
+            value = value.astype(np.float64)  # In half precision a limit could be rounded, or overflow.
         if np.any(value < self._low) or np.any(value > self._high):
             what = (
                 outside(int(self._low), int(self._high)) if self._integer else "expected values in its limits"
@@ -196,7 +198,7 @@ class BitwiseExtreme:
         if self._integer:
             level = value.astype(np.int64) - int(self._low)
         else:
-            level = self._nearest(value.astype(np.float64))
+            level = self._nearest(value)
         return self._top - level if self._smallest else level
 
     def _nearest(self, value: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -139,6 +139,14 @@ def test_values_beyond_the_limits_are_refused_without_being_shown(value):
             BitwiseExtreme(0.0, 15.0).answer(real)
 
 
+def test_values_of_any_precision_are_held_against_the_limits_in_full():
+    search = BitwiseExtreme(0.0, 1e5, bits=20)
+    assert search.answer(np.float16(60_000.0)) is True
+    assert search.answer(np.float32(60_000.0)) is True
+    low = 2**62 - 100
+    assert searched([np.uint64(low + 50), np.uint64(low + 7)], low, 2**62)[0] == low + 50
+
+
 def test_results_of_another_form_are_refused_and_change_nothing():
     search = BitwiseExtreme(0, 15)
     for found in (1, [True], None):
