@@ -195,10 +195,7 @@ class BitwiseExtreme:
                 outside(int(self._low), int(self._high)) if self._integer else "expected values in its limits"
             )
             raise EncodingError(f"A bitwise extreme {what}. Clip them, or widen the limits.")
-        if self._integer:
-            level = value.astype(np.int64) - int(self._low)
-        else:
-            level = self._nearest(value)
+        level = value.astype(np.int64) - int(self._low) if self._integer else self._nearest(value)
         return self._top - level if self._smallest else level
 
     def _nearest(self, value: NDArray[np.float64]) -> NDArray[np.int64]:
