@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _simulate(options, show)
     except (ValueError, SchemaError) as error:
         return _fail(str(error), 2)
+    except MemoryError:
+        return _fail("Expected vectors that fit in memory. Give fewer --entries or --processes.", 2)
     except PolicyError as error:
         return _fail(str(error), 3)
     except (CohortError, RoundAborted) as error:

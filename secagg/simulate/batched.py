@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +187,11 @@ def _run(segments: list[Segment], processes: int) -> Iterator[Part]:
     try:
         for done in as_completed([pool.submit(simulate_segment, segment) for segment in segments]):
             yield done.result()
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "Expected worker processes to start; they did not, or were killed. Call simulate() under "
+            "'if __name__ == \"__main__\":' in a file, or give processes=1."
+        ) from None
     except BaseException:
         # Nobody wants what is under way, and it would take seconds more. (`terminate_workers` from 3.14 on.)
         for worker in list((pool._processes or {}).values()):

@@ -59,7 +59,8 @@ def simulate(
         lost_at: One of `STAGES` at which all are lost that are; by default all stages alike.
         machines: True to run real clients and a real server whatever the size; False never to; by default
             for cohorts of up to 150 and for complete graphs.
-        processes: Worker processes for large cohorts; by default one a core.
+        processes: Worker processes for large cohorts; by default one a core. With more than one, the calling
+            script must guard its entry: ``if __name__ == "__main__":``.
         estimate: Whether to estimate, for large cohorts, what the round would cost a real client and server.
         progress: Called with what is done and the fraction of it.
 
@@ -70,6 +71,7 @@ def simulate(
         ValueError: If an argument is out of its range.
         PolicyError: If no graph stands so many colluders and losses, or the one asked for does not.
         CohortError: If too few are left.
+        RuntimeError: If worker processes cannot start.
         SchemaError: If `bits` or `entries` do not fit.
 
     Example:
@@ -79,6 +81,8 @@ def simulate(
     """
     began = time.perf_counter()
     chosen = plan_round(clients, entries, dropout, colluders, degree, threshold)
+    if processes is not None and processes < 1:
+        raise ValueError(f"Expected processes >= 1, got {processes}. Leave it out for one a core.")
     if lost_at is not None and lost_at not in STAGES:
         raise ValueError(f"Expected lost_at as one of {STAGES}, got {lost_at!r}.")
     if machines is False and not chosen.degree:

@@ -13,10 +13,10 @@ from secagg.graph import plan
 from secagg.masks import BLOCK_BYTES, Mask, add_masks
 from secagg.policy import Policy
 from secagg.simulate import STAGES, Simulation, parties, segment, simulate
-from secagg.simulate.batched import NEVER, _Ring, draw_losses
+from secagg.simulate.batched import NEVER, _draw_graph, _Ring, draw_losses
 from secagg.simulate.holders import reconstruct_each
 from secagg.simulate.pairs import Applier, PairKeys, Side
-from secagg.simulate.segment import field_schema
+from secagg.simulate.segment import draw_values, field_schema
 
 
 def simulated(dropout: float = 0.1, lost_at: str | None = None, processes: int = 1) -> Simulation:
@@ -226,3 +226,47 @@ def test_three_thousand_clients_are_summed_exactly() -> None:
     assert done.correct
     assert done.survivors == 2820
     assert done.peak_megabytes < 1000
+
+
+# --- nothing in it is a shortcut --------------------------------------------------------------------------
+
+
+def test_without_losses_too_every_vector_carries_pair_masks_that_cancel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Masks between survivors cancel, so the sum alone would not miss them."""
+    seen: list[np.ndarray] = []
+    submit = segment._Segment._submit
+
+    def recording(self: segment._Segment, place: int, masks: np.ndarray, values: np.random.Generator) -> None:
+        seen.append(masks.copy())
+        submit(self, place, masks, values)
+
+    monkeypatch.setattr(segment._Segment, "_submit", recording)
+    assert simulated(dropout=0.0).correct
+    assert len(seen) == 150
+    assert all(each.all() for each in seen), "a word without any mask has chance 2^-64"
+    assert len({each.tobytes() for each in seen}) == 150
+    assert not sum(seen).any()
+
+
+def test_secrets_graphs_and_values_are_drawn_afresh_for_every_client() -> None:
+    schema = field_schema(2_000, 16)
+    names = [f"c{i}" for i in range(200)]
+    graphs, bindings = zip(*(_draw_graph(names, 20, schema) for _ in range(2)), strict=True)
+    assert graphs[0] != graphs[1]
+    assert bindings[0].roster != bindings[1].roster
+    ring = _Ring(np.array(graphs[0]._ring), np.full(200, NEVER, np.int8), 10, 14)
+    (whole,) = ring.segments(np.ones(200, bool), bindings[0], schema, 200, 1)
+    halves = whole.seeds[10:-10].reshape(-1, 4).view("<u4").ravel()
+    assert len(set(halves.tolist())) > halves.size - 4, "of 3,200 words of 32 bits hardly two are equal"
+    draws = [draw_values(schema, np.random.default_rng()) for _ in range(2)]
+    assert not np.array_equal(*draws)
+    for drawn in draws:
+        assert drawn.min() < -32_000
+        assert drawn.max() > 32_000
+
+
+def test_fewer_than_one_process_is_refused() -> None:
+    with pytest.raises(ValueError, match="processes >= 1"):
+        simulated(processes=0)
