@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from ..encoding import Words
 from ..ephemeral import Binding, MaskKey
@@ -27,16 +28,19 @@ class Side:
         name: Id.
         public: Public mask key.
         labels: Both, each with its length before it.
+        loaded: The key, ready for use: loading it anew for each neighbour takes a tenth of the time of all.
     """
 
     name: str
     public: bytes
     labels: tuple[bytes, bytes]
+    loaded: X25519PublicKey
 
     @classmethod
     def of(cls, name: str, public: bytes) -> Side:
         """The end of a client with this id and this public mask key."""
-        return cls(name, public, (length_prefixed(name.encode()), length_prefixed(public)))
+        labels = length_prefixed(name.encode()), length_prefixed(public)
+        return cls(name, public, labels, X25519PublicKey.from_public_bytes(public))
 
 
 class PairKeys:
@@ -53,7 +57,7 @@ class PairKeys:
         first, second = (mine, other) if mine.name < other.name else (other, mine)
         (name, key), (peers_name, peers_key) = first.labels, second.labels
         info = b"".join((self._before, name, peers_name, key, peers_key, self._after))
-        return hkdf(private.exchange(other.public), info, KEY_BYTES)
+        return hkdf(private._private.exchange(other.loaded), info, KEY_BYTES)
 
 
 class Applier:
