@@ -268,7 +268,7 @@ def assert_refused(case, path, at, change):
 
 def test_the_package_makes_the_committed_vectors():
     # What differs is another protocol, which needs another version; or a freedom that the page leaves,
-    # such as whose signatures a server passes on: then the second implementation accepts the new file as it is.
+    # such as whose signatures a server passes on: then the second implementation accepts the file as it is.
     assert generator.text() == generator.PATH.read_text("utf-8")
 
 
