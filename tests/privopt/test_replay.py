@@ -45,3 +45,12 @@ def test_steps_of_a_round_drop_different_units() -> None:
     losses = {problem.gradient(np.arange(3), seed)[1] for seed in range(8)}
     assert len(losses) > 4
     assert problem.gradient(np.arange(3), 5)[1] == pytest.approx(problem.gradient(np.arange(3), 5)[1], abs=0)
+
+
+def test_what_a_model_drops_is_what_torchs_own_seed_makes_it_drop() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+    problem = TorchProblem(model, np.ones((3, 4), np.float32), np.arange(3))
+    found = problem.gradient(np.arange(3), 5)[1]
+    torch.manual_seed(5)
+    wanted = torch.nn.functional.cross_entropy(model(problem.x), problem.y).item()
+    assert found == wanted != problem.gradient(np.arange(3), 6)[1]
