@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 3)
     except (CohortError, RoundAborted) as error:
         return _fail(str(error), 4)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
+        if options.plot is None:
+            raise
         return _fail(f"Expected to write {options.plot}, got: {error.strerror}.", 5)
     except KeyboardInterrupt:
         return _fail("Interrupted.", 130)
@@ -132,7 +138,7 @@ def _simulate(options: argparse.Namespace, show: Progress) -> int:
         progress=show,
     )
     show.clear()
-    print(json.dumps(done.to_dict()) if options.format == "json" else done)
+    print(json.dumps(done.to_dict()) if options.format == "json" else done, flush=True)
     return 0 if done.correct else 1
 
 
@@ -144,7 +150,7 @@ def _plot(options: argparse.Namespace, show: Progress) -> int:
     curves = measure(options.dropout, options.bits, progress=show)
     options.plot.write_text(draw(curves), "utf-8")
     show.clear()
-    print(json.dumps(curves.to_dict()) if options.format == "json" else curves)
+    print(json.dumps(curves.to_dict()) if options.format == "json" else curves, flush=True)
     return 0
 
 

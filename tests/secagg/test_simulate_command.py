@@ -105,6 +105,12 @@ def test_it_runs_as_a_module_with_workers() -> None:
     assert done.stderr == ""
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    line = f"{sys.executable} -m secagg.simulate {' '.join(SMALL)} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 # --- curves -----------------------------------------------------------------------------------------------
 
 
