@@ -99,9 +99,12 @@ def test_a_beacon_changes_the_roster_hash_and_has_enough_bytes():
     }
     assert len(bound | {bytes(32)}) == 4
     assert bind_beacon(bytes(32), bytearray(16)) in bound
-    for short in (b"", bytes(15), "x" * 16, None):
+    for short in (b"", bytes(15)):
         with pytest.raises(ValueError, match="beacon of at least 16 bytes"):
             bind_beacon(bytes(32), short)
+    for other in ("x" * 16, None):
+        with pytest.raises(TypeError, match="beacon as bytes"):
+            bind_beacon(bytes(32), other)
 
 
 def test_a_set_of_survivors_is_hashed_for_its_roster():

@@ -144,16 +144,16 @@ def contents(things: Iterator[Any]) -> list[bytes]:
     """The bytes in bytes, arrays, views, buffers and private keys among these objects, and in all texts."""
     found = []
     for thing in things:
-        if isinstance(thing, (bytes, bytearray)):
+        if issubclass(type(thing), (bytes, bytearray)):
             found.append(bytes(thing))
-        elif isinstance(thing, np.ndarray):
+        elif issubclass(type(thing), np.ndarray):
             found.append(np.ndarray.tobytes(thing))
-        elif isinstance(thing, memoryview):
+        elif issubclass(type(thing), memoryview):
             with contextlib.suppress(ValueError):  # a view that was released leads nowhere
                 found.append(thing.tobytes())
-        elif isinstance(thing, io.BytesIO):
+        elif issubclass(type(thing), io.BytesIO):
             found.append(thing.getvalue())
-        elif isinstance(thing, str):
+        elif issubclass(type(thing), str):
             found.append(thing.encode("utf-8", "surrogatepass"))
         elif hasattr(type(thing), "private_bytes_raw"):
             found.append(thing.private_bytes_raw())
