@@ -36,7 +36,7 @@ what is computed
 
 examples
   python -m secagg.simulate                                    1,000 clients, some seconds
-  python -m secagg.simulate --clients 100000 --entries 1000    two cores, below five minutes
+  python -m secagg.simulate --clients 100000 --entries 1000    ten minutes of processor time
   python -m secagg.simulate --clients 300 --full               real machines, half a minute
   python -m secagg.simulate --dropout 0.3 --lost-at vector     the costliest losses: masks must be recovered
   python -m secagg.simulate --clients 400 --degree 60 --threshold 45
