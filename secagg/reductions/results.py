@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from .base import plain
 
 
-class _Result:
+class _Result(ABC):
     """Compared as the numbers that it holds; an array of them to numpy."""
 
     __slots__ = ()
 
+    @abstractmethod
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        raise NotImplementedError
+        """All numbers as one array."""
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -68,7 +68,7 @@ def sum_by_machines(
     Raises:
         SecAggError: Whatever the machines raise.
     """
-    costs, source = Costs(), np.random.default_rng()
+    costs, source = Costs(), np.random.default_rng()  # values of invented clients: nothing to protect
     server, clients = make_machines(names, schema, policy, chosen.degree)
     values = np.stack([draw_values(schema, source) for _ in names])
     result = run_round(
@@ -118,6 +118,7 @@ def estimate_parties(
         work: What the server's reconstruction and unmasking took where they were computed in full.
         progress: As for `run_round`.
     """
+    # The source draws the values of invented clients: nothing to protect.
     holders, source, costs = chosen.degree + 1, np.random.default_rng(), Costs()
     names = [f"c{i:06d}" for i in range(holders)]
     policy = Policy(threshold_fraction=chosen.fraction, colluders=0)

@@ -220,7 +220,7 @@ class _Segment:
         """Every client's masked vector, in the ring's order; only those still without all masks are held."""
         part, margin = self.part, self.margin
         masks = np.zeros((margin + 1, self.encoding.words), np.uint64)
-        values = np.random.default_rng()
+        values = np.random.default_rng()  # invented clients' values, and rounding: nothing to protect
         for place in range(self.own.stop):
             if self.shared[place]:
                 with part.timed("pair masks"):
