@@ -152,7 +152,8 @@ def contents(things: Iterator[Any]) -> list[bytes]:
             with contextlib.suppress(ValueError):  # a view that was released leads nowhere
                 found.append(thing.tobytes())
         elif issubclass(type(thing), io.BytesIO):
-            found.append(thing.getvalue())
+            with contextlib.suppress(ValueError):  # a closed one holds nothing
+                found.append(thing.getvalue())
         elif issubclass(type(thing), str):
             found.append(thing.encode("utf-8", "surrogatepass"))
         elif hasattr(type(thing), "private_bytes_raw"):
