@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from .plugin import Plugin, verify_kind
+from .declarations import verify_kind
+from .plugin import Plugin
 from .recording import Borrowed, Recorded, Tape
 from .vector import PerTensor, Vector
 

@@ -25,6 +25,7 @@ CORE = {
     "testing",
     "backends",
     "registry",
+    "declarations",
     "plugin",
     "auxvar",
     "modules",
