@@ -38,7 +38,7 @@ from .errors import (
     RoundReused,
     SchemaError,
 )
-from .graph import COMPLETE_UP_TO, Graph, draw, threshold
+from .graph import COMPLETE_UP_TO, Graph, draw
 from .guard import Guard, one_at_a_time
 from .keys import Identity, Roster, Secret
 from .masks import KeystreamRounding, Masks, MaskStream
@@ -108,9 +108,8 @@ class _Round(Secret):
 
     @property
     def threshold(self) -> int:
-        """Shares that give a secret back; the same for everybody, since all have as many holders."""
-        holders = self.graph.degree + 1 if self.graph.degree else len(self.graph.names)
-        return threshold(self.offer.threshold_fraction, holders)
+        """Shares that give a secret back, as the offer says."""
+        return self.graph.threshold(self.offer.threshold_fraction)
 
 
 class Client(Secret):

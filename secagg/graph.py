@@ -176,6 +176,17 @@ class Graph:
             found = self._holders[name] = tuple(sorted(near))
         return found
 
+    def threshold(self, fraction: float) -> int:
+        """Shares that give a secret back; the same for everybody, since all have as many holders.
+
+        Args:
+            fraction: As for the function `threshold`, of a client's holders.
+
+        Raises:
+            ValueError: If the fraction is not in (0, 1], or nobody is in the graph.
+        """
+        return threshold(fraction, self.degree + 1 if self.degree else len(self.names))
+
 
 def draw(names: Iterable[str], degree: int, seed: bytes) -> Graph:
     """The graph of a round: Harary where a degree is given and the cohort is large enough, else complete.

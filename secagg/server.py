@@ -57,7 +57,7 @@ from .errors import (
     SecAggError,
     named,
 )
-from .graph import COMPLETE_UP_TO, Graph, draw, threshold
+from .graph import COMPLETE_UP_TO, Graph, draw
 from .guard import Guard, one_at_a_time
 from .keys import Identity, Roster, hash_parts
 from .messages import (
@@ -170,9 +170,8 @@ class _Round:
 
     @property
     def threshold(self) -> int:
-        """Shares that give a secret back; the same for everybody, since all have as many holders."""
-        holders = self.graph.degree + 1 if self.graph.degree else len(self.graph.names)
-        return threshold(self.offer.threshold_fraction, holders)
+        """Shares that give a secret back, as the offer says."""
+        return self.graph.threshold(self.offer.threshold_fraction)
 
 
 class Server:
@@ -271,7 +270,7 @@ class Server:
             raise ValueError(f"Expected scratch= to be a folder, got {str(self._scratch)!r}.")
         if not degree:
             everybody = Graph.complete(roster.clients)
-            self._policy.verify_graph(None, everybody, threshold(self._policy.threshold_fraction, size))
+            self._policy.verify_graph(None, everybody, everybody.threshold(self._policy.threshold_fraction))
         self._last = -1
         self._round: _Round | None = None
         self._phase = ServerPhase.IDLE

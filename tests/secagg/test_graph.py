@@ -121,9 +121,17 @@ def test_thresholds_are_rounded_up(fraction: float, holders: int, t: int) -> Non
     assert threshold(fraction, holders) == t
 
 
+def test_a_graph_takes_its_threshold_of_the_holders_that_each_client_has() -> None:
+    ring, complete = Graph.harary(names(50), 10, SEED), Graph.complete(names(50))
+    for graph, t in ((ring, 8), (complete, 34)):  # two thirds of 11 and of 50, rounded up
+        assert {threshold(2 / 3, len(graph.holders(name))) for name in graph.names} == {t}
+        assert graph.threshold(2 / 3) == t
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: Graph.complete([]).threshold(0.5), "holders=0"),
         (lambda: threshold(0, 5), "fraction=0"),
         (lambda: threshold(1.1, 5), r"fraction=1\.1"),
         (lambda: threshold(float("nan"), 5), "fraction=nan"),
