@@ -124,7 +124,7 @@ class Round:
         shares = self._client("shares", self.client.receive, roster)
         delivery = self._share(shares)
         self._client("delivery", self.client.receive, delivery)
-        values = draw_values(self.schema, np.random.default_rng())
+        values = draw_values(self.schema, np.random.default_rng(), 1)[0]
         vector = self._client("vector", lambda _: self.client.submit({FIELD: values}), b"")
         survivors = self._vectors(vector, values)
         signature = self._client("consistency", self.client.receive, survivors)
@@ -211,7 +211,7 @@ class Round:
 
     def _vectors(self, own: bytes, values: Any) -> bytes:
         """Random vectors whose sum is that of the peers' values, masked."""
-        common = draw_values(self.schema, np.random.default_rng())
+        common = draw_values(self.schema, np.random.default_rng(), 1)[0]
         *others, last = self.stays[1:]
         total = self.encoding.encode({FIELD: common}, np.random.default_rng()) * np.uint64(len(others) + 1)
         add_masks(total, self._masks(), threads=2)

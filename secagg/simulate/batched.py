@@ -7,16 +7,16 @@ file holds any.
 
 from __future__ import annotations
 
-import itertools
 import math
 import multiprocessing
 import secrets
 import signal
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,15 @@ from ..graph import Graph, draw
 from ..policy import Policy
 from ..schema import Schema
 from .machines import STAGES, Progress
-from .outcome import Summed
+from .outcome import Party, Summed
 from .segment import FIELD, SHARES, VECTOR, Part, Segment, megabytes, simulate_segment
 
+Parties: TypeAlias = tuple[Party, Party]
+Beside: TypeAlias = Callable[[], Parties] | None
 NEVER = len(STAGES)
-_SEGMENT = 2000
-"""Clients of a segment: enough that those of its margins, done twice, hardly count."""
+_SMALLEST, _LARGEST = 500, 4000
+"""Clients of a segment. Those of its margins are done twice, so a large one is cheaper; but at the end one
+process waits for the other's last."""
 
 
 def draw_losses(clients: int, dropout: float, stage: str | None) -> NDArray[np.int8]:
@@ -62,7 +65,8 @@ def sum_by_segments(
     policy: Policy,
     processes: int,
     progress: Progress | None = None,
-) -> Summed:
+    beside: Beside = None,
+) -> tuple[Summed, Parties | None]:
     """Simulate a round on a ring.
 
     Args:
@@ -74,6 +78,10 @@ def sum_by_segments(
         policy: What the cohort and the graph must fulfil.
         processes: Worker processes.
         progress: Called with what is done and the fraction of it.
+        beside: What a worker does besides, to be pickled.
+
+    Returns:
+        The sum and what it took, and what `beside` gave.
 
     Raises:
         PolicyError: If the graph is weaker than the policy.
@@ -97,11 +105,17 @@ def sum_by_segments(
     work["graph"] = time.process_time() - began
     segments = ring.segments(gives, binding, schema, len(names), processes)
     parts: list[Part] = []
-    for part in _run(segments, processes):
-        parts.append(part)
+    found: Parties | None = None
+    simulated = 0
+    for done in _run(segments, beside, processes):
+        if not isinstance(done, Part):
+            found = done
+            continue
+        parts.append(done)
+        simulated += done.clients
         if progress is not None:
-            progress("segments", len(parts) / len(segments))
-    return _joined(parts, ring.survivors, work, Encoding(schema, len(names)), processes)
+            progress("clients", simulated / len(ring.names))
+    return _joined(parts, ring.survivors, work, Encoding(schema, len(names)), processes), found
 
 
 def _draw_graph(names: list[str], degree: int, schema: Schema) -> tuple[Graph, Binding]:
@@ -153,13 +167,15 @@ class _Ring:
     def segments(
         self, gives: NDArray[np.bool_], binding: Binding, schema: Schema, capacity: int, processes: int
     ) -> list[Segment]:
-        """The work in parts of one size, as many for each process."""
+        """The work in parts that become smaller, so that all processes end at nearly the same time."""
         size, margin = len(self.names), self.margin
         seeds = np.frombuffer(secrets.token_bytes(2 * SEED_BYTES * size), np.uint8)
-        number = processes * math.ceil(size / (processes * _SEGMENT))
-        bounds = [size * i // number for i in range(number + 1)]
-        cut = []
-        for low, high in itertools.pairwise(bounds):
+        cut: list[Segment] = []
+        low = high = 0
+        smallest = min(_SMALLEST, math.ceil(size / (2 * processes)))  # of few clients each process gets some
+        while high < size:
+            step = max(smallest, min(_LARGEST, (size - high) // (2 * processes)))
+            low, high = high, min(size, high + step)
             places = np.arange(low - margin, high + margin) % size
             cut.append(
                 Segment(
@@ -177,16 +193,20 @@ class _Ring:
         return cut
 
 
-def _run(segments: list[Segment], processes: int) -> Iterator[Part]:
-    """Parts as they are done."""
+def _run(segments: list[Segment], beside: Beside, processes: int) -> Iterator[Part | Parties]:
+    """Parts as they are done, and what `beside` gives."""
     if processes == 1:
         yield from map(simulate_segment, segments)
+        if beside is not None:
+            yield beside()
         return
     # Spawned, not forked: a fork beside a thread that holds a lock would hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL))
     try:
-        for done in as_completed([pool.submit(simulate_segment, segment) for segment in segments]):
+        jobs: list[Future[Any]] = [] if beside is None else [pool.submit(beside)]
+        jobs += [pool.submit(simulate_segment, segment) for segment in segments]
+        for done in as_completed(jobs):
             yield done.result()
     except BrokenProcessPool:
         raise RuntimeError(

@@ -64,21 +64,21 @@ class Applier:
     """Adds keystreams to vectors and subtracts them, with one buffer for all."""
 
     def __init__(self, words: int) -> None:
-        size = min(BLOCK_BYTES, 8 * words)
-        buffer = np.empty(size + _CIPHER_BLOCK, np.uint8)
-        self._room, self._mask = buffer.data, buffer[:size].view("<u8")
-        self._zeros = memoryview(bytes(size))
+        step = min(BLOCK_BYTES // 8, words)
+        buffer = np.empty(8 * step + _CIPHER_BLOCK, np.uint8)
+        self._room, mask, zeros = buffer.data, buffer[: 8 * step].view("<u8"), memoryview(bytes(8 * step))
+        sizes = {low: min(step, words - low) for low in range(0, words, step)}
+        self._blocks = [
+            (slice(low, low + size), zeros[: 8 * size], mask[:size]) for low, size in sizes.items()
+        ]
 
-    def apply(self, key: bytes, plus: Words, minus: Words) -> None:
-        """Add the keystream of a key to one vector and subtract it from another."""
-        stream, step = keystream(key), self._mask.size
-        if plus.size == step:  # one block, as nearly always: a slice takes as long as a sum here
-            stream.update_into(self._zeros, self._room)
-            np.add(plus, self._mask, plus)
-            np.subtract(minus, self._mask, minus)
-            return
-        for low in range(0, plus.size, step):
-            block = self._mask[: plus.size - low]
-            stream.update_into(self._zeros[: block.nbytes], self._room)
-            np.add(plus[low : low + step], block, out=plus[low : low + step])
-            np.subtract(minus[low : low + step], block, out=minus[low : low + step])
+    def apply(self, key: bytes, plus: Words, minus: Words | None = None) -> None:
+        """Add the keystream of a key to one vector, and subtract it from another where there is one."""
+        stream = keystream(key)
+        for place, zeros, mask in self._blocks:
+            stream.update_into(zeros, self._room)
+            block = plus[place]
+            np.add(block, mask, block)
+            if minus is not None:
+                block = minus[place]
+                np.subtract(block, mask, block)

@@ -28,7 +28,7 @@ from ..server import Server
 from .batched import NEVER
 from .machines import STAGES, Costs, Progress, run_round
 from .outcome import Party, Summed
-from .segment import FIELD, VECTOR, draw_values, megabytes
+from .segment import FIELD, VECTOR, draw_values, field_schema, megabytes
 
 _CHECKED = 50
 """Adverts whose check is timed."""
@@ -70,7 +70,7 @@ def sum_by_machines(
     """
     costs, source = Costs(), np.random.default_rng()  # values of invented clients: nothing to protect
     server, clients = make_machines(names, schema, policy, chosen.degree)
-    values = np.stack([draw_values(schema, source) for _ in names])
+    values = draw_values(schema, source, len(names))
     result = run_round(
         server,
         clients,
@@ -104,27 +104,28 @@ def estimate_parties(
     offered: int,
     advertised: int,
     chosen: Plan,
-    schema: Schema,
-    work: dict[str, float],
-    progress: Progress | None = None,
+    entries: int,
+    bits: int,
 ) -> tuple[Party, Party]:
     """What a round of very many would cost a real client and a real server, from one neighbourhood of them.
+
+    Of the server's result this measures one neighbourhood's; the caller may know it in full.
 
     Args:
         offered: Clients that the lanes are wide enough for.
         advertised: Clients in the roster.
         chosen: Degree and threshold.
-        schema: The field.
-        work: What the server's reconstruction and unmasking took where they were computed in full.
-        progress: As for `run_round`.
+        entries: Numbers in a vector.
+        bits: Bits of a number.
     """
+    schema = field_schema(entries, bits)
     # The source draws the values of invented clients: nothing to protect.
     holders, source, costs = chosen.degree + 1, np.random.default_rng(), Costs()
     names = [f"c{i:06d}" for i in range(holders)]
     policy = Policy(threshold_fraction=chosen.fraction, colluders=0)
     server, clients = make_machines(names, schema, policy, pinned=offered)
-    values = [{FIELD: draw_values(schema, source)} for _ in names]
-    run_round(server, clients, values, costs=costs, progress=progress)
+    values = [{FIELD: row} for row in draw_values(schema, source, holders)]
+    run_round(server, clients, values, costs=costs)
     check, size = _advert_costs(names, schema, policy)
     near = _median_client(costs, names)
     further = advertised - holders
@@ -134,7 +135,6 @@ def estimate_parties(
         near.bytes_down + further * size + (advertised + 7) // 8 - (holders + 7) // 8,
     )
     seconds = {stage: value * advertised / holders for stage, value in costs.server_seconds.items()}
-    seconds["result"] = sum(work[part] for part in ("reconstruction", "removing masks", "decoding"))
     return client, Party(seconds, advertised * client.bytes_up, advertised * client.bytes_down)
 
 

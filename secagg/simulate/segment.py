@@ -36,6 +36,8 @@ from .pairs import KEY_BYTES, Applier, PairKeys, Side
 SHARES, VECTOR = STAGES.index("shares"), STAGES.index("vector")
 FIELD: Final = "update"
 _SHARED_AT_ONCE: Final = 256
+_VECTORS_AT_ONCE: Final = 128
+"""Vectors encoded in a row: one by one, between masks, each finds its code and data out of the cache."""
 
 
 def field_schema(entries: int, bits: int) -> Schema:
@@ -45,12 +47,12 @@ def field_schema(entries: int, bits: int) -> Schema:
     return Schema({FIELD: summed(float(2 ** (bits - 1) - 1), bits=bits, shape=(entries,))})
 
 
-def draw_values(schema: Schema, source: np.random.Generator) -> NDArray[np.float64]:
-    """One client's values: whole numbers anywhere within the bounds."""
+def draw_values(schema: Schema, source: np.random.Generator, clients: int) -> NDArray[np.float64]:
+    """A row of values for each client: whole numbers anywhere within the bounds."""
     reduction = schema[FIELD]
     assert isinstance(reduction, Summed)  # noqa: S101  # our invariant: as `field_schema` makes it
     top = reduction.levels
-    return source.integers(-top, top, reduction.size, endpoint=True).astype(np.float64)
+    return source.integers(-top, top, (clients, reduction.size), endpoint=True).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,7 +91,8 @@ class Part:
         remaining: Masks that the server found to be in it.
         clear: Sum of the same vectors before they were masked.
         exact: Sum of the values that they encode.
-        vectors: How many came.
+        clients: Clients of the segment.
+        vectors: How many vectors came.
         pairs: Pairs whose secret was agreed upon, by X25519.
         recovered: Masks that were derived anew from a lost client's key.
         unrecovered: Secrets that the shares did not give back, or gave back wrong.
@@ -101,6 +104,7 @@ class Part:
     remaining: Words
     clear: Words
     exact: NDArray[np.float64]
+    clients: int
     vectors: int = 0
     pairs: int = 0
     recovered: int = 0
@@ -139,11 +143,13 @@ class _Segment:
         self.encoding = Encoding(Schema.from_bytes(segment.schema), segment.capacity)
         words, field = self.encoding.words, self.encoding.schema.masked[FIELD]
         self.applier = Applier(words)
+        self.source = np.random.default_rng()  # invented clients' values, and rounding: nothing to protect
         self.part = Part(
             np.zeros(words, np.uint64),
             np.zeros(words, np.uint64),
             np.zeros(words, np.uint64),
             np.zeros(field.size),
+            len(self.own),
         )
 
     def run(self) -> Part:
@@ -220,15 +226,19 @@ class _Segment:
         """Every client's masked vector, in the ring's order; only those still without all masks are held."""
         part, margin = self.part, self.margin
         masks = np.zeros((margin + 1, self.encoding.words), np.uint64)
-        values = np.random.default_rng()  # invented clients' values, and rounding: nothing to protect
+        ready: list[tuple[int, Words]] = []
         for place in range(self.own.stop):
             if self.shared[place]:
                 with part.timed("pair masks"):
                     self._mask_pairs(place, masks)
             row = masks[place % (margin + 1)]
             if place in self.own and self.survives[place]:
-                self._submit(place, row, values)
+                ready.append((place, row.copy()))
             row[:] = 0
+            if len(ready) == _VECTORS_AT_ONCE:
+                self._submit(ready)
+                ready = []
+        self._submit(ready)
 
     def _mask_pairs(self, place: int, masks: NDArray[np.uint64]) -> None:
         """The masks of a client with the next ones on the ring."""
@@ -245,21 +255,24 @@ class _Segment:
             self.applier.apply(self.pair_keys.key(key, me, peer), plus, minus)
             self.part.pairs += place >= first
 
-    def _submit(self, place: int, masks: Words, values: np.random.Generator) -> None:
-        """Encode a vector, mask it, and add it up as the server does."""
-        given, part = self.given, self.part
+    def _submit(self, ready: list[tuple[int, Words]]) -> None:
+        """Encode vectors, add to each the masks that it has with others and its own; add them up."""
+        part = self.part
         with part.timed("encoding"):
-            value = draw_values(self.encoding.schema, values)
-            words = self.encoding.encode({FIELD: value}, values)
-            part.clear += words
-            part.exact += value
+            values = draw_values(self.encoding.schema, self.source, len(ready))
+            words = [self.encoding.encode({FIELD: value}, self.source) for value in values]
+            for each in words:
+                part.clear += each
+            part.exact += values.sum(axis=0)
         with part.timed("self masks"):
-            seed = given.seeds[place, SELF_SEED].tobytes()
-            words += masks
-            add_masks(words, [Mask(self._self_key(place, seed), 1)])
+            for (place, masks), each in zip(ready, words, strict=True):
+                each += masks
+                seed = self.given.seeds[place, SELF_SEED].tobytes()
+                self.applier.apply(self._self_key(place, seed), each)
         with part.timed("adding vectors"):
-            part.total += words
-            part.vectors += 1
+            for each in words:
+                part.total += each
+            part.vectors += len(words)
 
     # --- the server's end ---------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ client, and the rest is measured on one neighbourhood: `secagg.simulate.outcome.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -105,12 +106,24 @@ def simulate(
         summed, client, server = sum_by_machines(names, lost, chosen, schema, policy, progress)
     else:
         method, processes = "segments", processes or _cores()
-        summed = sum_by_segments(
-            names, lost, chosen.degree, chosen.threshold, schema, policy, processes, progress
+        here = int(np.count_nonzero(lost > STAGES.index("advert")))
+        beside = functools.partial(estimate_parties, clients, here, chosen, entries, bits)
+        summed, parties = sum_by_segments(
+            names,
+            lost,
+            chosen.degree,
+            chosen.threshold,
+            schema,
+            policy,
+            processes,
+            progress,
+            beside if estimate else None,
         )
-        if estimate:
-            here = int(np.count_nonzero(lost > STAGES.index("advert")))
-            client, server = estimate_parties(clients, here, chosen, schema, summed.work, progress)
+        if parties is not None:
+            client, server = parties
+            server.seconds["result"] = sum(
+                summed.work[part] for part in ("reconstruction", "removing masks", "decoding")
+            )
     return Simulation(
         correct=summed.correct,
         clients=clients,

@@ -200,8 +200,7 @@ def test_an_estimate_says_the_bytes_that_real_machines_send() -> None:
     chosen, schema = plan(40, colluders=0.05, dropout=0.1), field_schema(30, 16)
     assert chosen.degree  # a ring, whose roster is larger than a neighbourhood
     nobody = np.full(40, NEVER, np.int8)
-    work = dict.fromkeys(("reconstruction", "removing masks", "decoding"), 0.0)
-    client, server = parties.estimate_parties(40, 40, chosen, schema, work)
+    client, server = parties.estimate_parties(40, 40, chosen, 30, 16)
     policy = Policy(threshold_fraction=chosen.fraction, colluders=0.05, sparse=True)
     names = [f"c{i:06d}" for i in range(40)]
     _, real, of_server = parties.sum_by_machines(names, nobody, chosen, schema, policy)
@@ -239,9 +238,9 @@ def test_without_losses_too_every_vector_carries_pair_masks_that_cancel(
     seen: list[np.ndarray] = []
     submit = segment._Segment._submit
 
-    def recording(self: segment._Segment, place: int, masks: np.ndarray, values: np.random.Generator) -> None:
-        seen.append(masks.copy())
-        submit(self, place, masks, values)
+    def recording(self: segment._Segment, ready: list[tuple[int, np.ndarray]]) -> None:
+        seen.extend(masks.copy() for _, masks in ready)
+        submit(self, ready)
 
     monkeypatch.setattr(segment._Segment, "_submit", recording)
     assert simulated(dropout=0.0).correct
@@ -258,10 +257,12 @@ def test_secrets_graphs_and_values_are_drawn_afresh_for_every_client() -> None:
     assert graphs[0] != graphs[1]
     assert bindings[0].roster != bindings[1].roster
     ring = _Ring(np.array(graphs[0]._ring), np.full(200, NEVER, np.int8), 10, 14)
-    (whole,) = ring.segments(np.ones(200, bool), bindings[0], schema, 200, 1)
-    halves = whole.seeds[10:-10].reshape(-1, 4).view("<u4").ravel()
+    segments = ring.segments(np.ones(200, bool), bindings[0], schema, 200, 1)
+    seeds = np.concatenate([segment.seeds[10:-10] for segment in segments])
+    assert len(seeds) == 200
+    halves = seeds.reshape(-1, 4).view("<u4").ravel()
     assert len(set(halves.tolist())) > halves.size - 4, "of 3,200 words of 32 bits hardly two are equal"
-    draws = [draw_values(schema, np.random.default_rng()) for _ in range(2)]
+    draws = [draw_values(schema, np.random.default_rng(), 1) for _ in range(2)]
     assert not np.array_equal(*draws)
     for drawn in draws:
         assert drawn.min() < -32_000
