@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns one of `EXIT_CODES`."""
     parser = _options()
     options = parser.parse_args(arguments)
+    if options.plot is not None:
+        _verify_plot(parser, options)
     show = Progress()
     try:
         if options.plot is not None:
@@ -115,9 +117,30 @@ def _options() -> _Parser:
     add("--full", action="store_true", help="real clients and a real server, however many")
     add("--no-estimate", action="store_true", help="leave out what it would cost a real client and server")
     add("--processes", type=int, metavar="N", help="worker processes (default: one a core)")
-    add("--plot", type=Path, metavar="FILE.svg", help="measure and draw costs instead of one round")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE.svg",
+        help="measure and draw costs by size instead of one round; takes --dropout and --bits",
+    )
     add("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
     return parser
+
+
+def _verify_plot(parser: _Parser, options: argparse.Namespace) -> None:
+    """Refuse what the chart would not show, and what it cannot be written as."""
+    if options.plot.suffix.lower() != ".svg":
+        parser.error(f"expected --plot with a file that ends in .svg, got {options.plot.name}")
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if name not in ("plot", "dropout", "bits", "format") and value != parser.get_default(name)
+    ]
+    if given:
+        parser.error(
+            f"expected --plot with --dropout, --bits and --format alone, since it measures sizes of its own, "
+            f"got also {', '.join(given)}"
+        )
 
 
 def _simulate(options: argparse.Namespace, show: Progress) -> int:

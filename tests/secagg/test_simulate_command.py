@@ -71,6 +71,21 @@ def test_an_unknown_argument_is_refused_in_one_paragraph(capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--plot", "cost.pdf"], "ends in .svg, got cost.pdf"),
+        (["--plot", "cost.svg", "--clients", "50", "--lost-at", "vector"], "also --clients, --lost-at"),
+    ],
+)
+def test_a_chart_refuses_what_it_would_not_show(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert says in capsys.readouterr().err
+
+
 def test_a_wrong_sum_has_a_code_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
