@@ -56,7 +56,8 @@ class Encoding:
           `error_bound`, if no value was clipped; integers and counts are exact, truth values are wrong with
           a probability of 2^-64 a word.
         - Encoding and decoding need less than 4 MB beyond their input and output (and one copy of an array
-          that is not contiguous, one integer for each bin of a histogram or entry of an extremum).
+          that is not contiguous, a number for each bin of a histogram and each entry of an extremum, of a
+          mean of integers, and of each power of moments).
 
     Args:
         schema: Fields; those whose shape was never given hold scalars.
