@@ -322,8 +322,11 @@ def _learned(run: RunFolder) -> str:
             from_zero=True,
         )
     note = paragraph(
-        "The table tells the quantum at the first round's bound. A bound then follows what the clients sent: "
-        "it doubles when a value was clipped and shrinks slowly otherwise. A smaller bound is a finer step."
+        "The table tells the quantum at the first round's bound. An adaptive bound then follows from the sum "
+        "alone: wanted is twice the 8th root of the sum of the 8th powers of the clients' largest values, "
+        "which is twice the largest of all, or somewhat more. A bound below that rises to it at once, and so "
+        "at least doubles when a value was clipped; one above falls by 3 % a round, or by half when it is "
+        "more than 4 times as large. None passes its declared cap. A smaller bound is a finer step."
     )
     return paragraph(intro) + quanta + f'<div class="pair">{precision}{clipped}</div>' + note
 

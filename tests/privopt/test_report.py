@@ -9,6 +9,7 @@ import pytest
 from privopt.report.charts import Line, Reference, line_chart, nice_ticks
 from privopt.report.folder import RunFolderError, read_run
 from privopt.report.page import render, write_report
+from secagg.reductions.sums import Adaptive, peak_level
 from tests.privopt import made_up_run
 
 VOID = {"meta", "br"}
@@ -51,6 +52,24 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(folder):
     page = Page(text)
     assert page.links == []
     assert not re.search(r"https?:|url\(|@import|<script|<img|<iframe", text)
+
+
+def test_the_page_tells_the_rule_that_bounds_follow(folder):
+    page = str(Page(render(read_run(folder))))
+    bound, most = Adaptive(initial=1.0, at_most=100.0), peak_level(1.0)
+    assert "at least doubles when a value was clipped" in page
+    assert bound.following(most) == 2.0
+    assert bound.following(4 * most) == pytest.approx(2 * 4 ** (1 / 8))
+    assert "twice the 8th root of the sum of the 8th powers" in page
+    assert bound.following(peak_level(0.7) + peak_level(0.6)) == pytest.approx(
+        2 * (0.7**8 + 0.6**8) ** (1 / 8), rel=1e-9
+    )
+    assert "falls by 3 % a round" in page
+    assert bound.following(peak_level(0.4)) == 0.97
+    assert "by half when it is more than 4 times as large" in page
+    assert [bound.following(peak_level(peak)) for peak in (0.126, 0.124)] == [0.97, 0.5]
+    assert "None passes its declared cap" in page
+    assert Adaptive(initial=1.0, at_most=1.5).following(most) == 1.5
 
 
 def test_the_page_tells_the_figures_of_the_run(folder):
