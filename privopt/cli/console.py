@@ -201,14 +201,17 @@ def _round(line: dict[str, Any]) -> str:
         ]
     parts.append(f"ε {max(spent):.2f}" if spent else "")
     parts.append(f"out of budget: {', '.join(stopped)}" if stopped else "")
-    if line["status"] == "ok":
-        parts.append(_dropped(line["clients"]))
-        parts.append(f"wrong shares: {', '.join(wrong)}" if (wrong := line.get("faulty")) else "")
+    parts.append(_dropped(line))
+    parts.append(f"wrong shares: {', '.join(wrong)}" if (wrong := line.get("faulty")) else "")
     return "  ".join(filter(None, parts))
 
 
-def _dropped(clients: dict[str, dict[str, Any]]) -> str:
+def _dropped(line: dict[str, Any]) -> str:
     """How many are in the sum, and who vanished at which stage; empty where nobody did."""
+    clients = line["clients"]
     told = gone((name, at.get("dropped"), at.get("late", False)) for name, at in clients.items())
+    if not told:
+        return ""
     counted = sum(client["status"] == "ok" for client in clients.values())
-    return f"{counted} of {len(clients)} in the sum, gone: {told}" if told else ""
+    summed = f"{counted} of {len(clients)} in the sum, " if line["status"] == "ok" else ""
+    return f"{summed}gone: {told}"

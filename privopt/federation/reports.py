@@ -69,6 +69,11 @@ class RoundReport:
     bytes_up: int = 0
     bytes_down: int = 0
 
+    @property
+    def gone(self) -> dict[str, str]:
+        """Clients that vanished, however the round ended, and from which stage on."""
+        return {name: at.dropped for name, at in self.clients.items() if at.dropped is not None}
+
 
 def recordable(client: str, releases: Sequence[Release]) -> list[dict[str, Any]]:
     """Releases as JSON can hold them: events come as any msgpack value, and end in the run's record."""

@@ -31,6 +31,7 @@ from ..checkpoint import read_state, write_atomic, write_state
 from ..optimizer import Optimizer
 from ..setup import config as configs
 from ..setup.disclosed import disclosures
+from ..setup.survival import warn_of_dropout
 from ..setup.tables import Config
 from .federation import Transport
 from .observer import Observer, Silent
@@ -68,6 +69,7 @@ def train(
         dp.PrivacyParameterError: If the privacy parameters cannot, for a client's number of rows.
     """
     configs.check(config)
+    warn_of_dropout(config)
     parts = Parts(config)
     _ = parts.plan  # calibrated before anything is written: an epsilon may be out of reach
     path = _new_folder(config) if folder is None else folder
@@ -411,6 +413,9 @@ class _Run:
         """A run without one finished round has no model to keep, and says why."""
         if any(line["status"] == "ok" for line in self.rounds):
             return
+        from ..report.page import write_report
+
+        write_report(self.folder)  # it says which round came to nothing, and who had vanished from it
         stopped = [name for name, c in self.last["clients"].items() if c["status"] == "stopped"]
         if stopped:
             raise dp.PrivacyBudgetExceeded(

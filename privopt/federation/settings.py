@@ -6,12 +6,13 @@ All follow from public values alone: numbers of samples are declared public, and
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from ..setup.survival import vanishing
 
 __all__ = ["Dropout", "Dropouts", "EarlyStop", "Selection"]
 
@@ -130,7 +131,7 @@ class Dropouts:
     def draw(self, number: int, clients: Iterable[str]) -> dict[str, Dropout]:
         """Who vanishes from round `number` of those it asks, and how."""
         names = sorted(clients)
-        count = math.floor(self.share * len(names) + 1e-9)
+        count = vanishing(self.share, len(names))
         if not count:
             return {}
         draw = _generator(self.seed, "dropouts", number)

@@ -19,9 +19,13 @@ _AFTER_VECTOR = ("consistency", "unmask")
 
 def gone_in(line: RoundLine) -> str:
     """Who vanished from one round and when, and who gave wrong shares, in words; empty where nobody did."""
-    told = gone((name, at.dropped, at.late) for name, at in line.clients.items())
+    told = _told(line)
     wrong = f"wrong shares: {', '.join(line.faulty)}" if line.faulty else ""
     return "; ".join(filter(None, (told, wrong)))
+
+
+def _told(line: RoundLine, named: int = 6) -> str:
+    return gone(((name, at.dropped, at.late) for name, at in line.clients.items()), named)
 
 
 def dropout_section(run: RunFolder) -> str:
@@ -63,7 +67,17 @@ def dropout_section(run: RunFolder) -> str:
         "it is: shares that the others hold take its mask off. What comes late is refused and changes "
         "nothing."
     )
-    return section("Dropouts", f'<div class="pair">{chart}{table}</div>{note}')
+    return section("Dropouts", f'<div class="pair">{chart}{table}</div>{note}{_aborted_table(run)}')
+
+
+def _aborted_table(run: RunFolder) -> str:
+    """Everybody who vanished from the rounds that came to nothing; empty where there is none of these."""
+    rows = [
+        [str(line.round), line.reason or "no reason recorded", _told(line, named=len(line.clients)) or "–"]
+        for line in run.rounds
+        if line.status == "aborted"
+    ]
+    return html_table(("aborted round", "reason", "gone"), rows, numeric=(0,)) if rows else ""
 
 
 def _counted(line: RoundLine) -> int:

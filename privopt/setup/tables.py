@@ -314,6 +314,10 @@ def check(config: Config) -> None:
     _Rules(PrivacyConfigError)(not private, expected, "client.effort.seconds", seconds, remedy)
     if config.masks.enabled:
         _check_masks(config)
+    if config.dropout:
+        from .survival import check_dropout
+
+        check_dropout(config)
 
 
 def _positive(value: float) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dp
 import secagg
@@ -16,6 +22,7 @@ from privopt.federation import Dropouts
 from privopt.federation.federation import Federation
 from privopt.federation.privacy import PrivacyPlan
 from privopt.federation.settings import Dropout
+from privopt.setup.survival import chance, vanishing
 from tests.privopt.federated import STAGES, Planned, Quadratic, federation, quadratics
 from tests.statistical import ALPHA
 
@@ -180,6 +187,11 @@ def test_as_many_vanish_as_the_share_says_rounded_down() -> None:
         (0.3, 8, 2),
         (0.3, 10, 3),
         (0.29, 100, 29),
+        (2 / 3, 3, 2),
+        (0.7 + 0.1, 5, 3),  # a hair below 0.8, as written
+        (0.9999999999, 8, 7),
+        (np.nextafter(1.0, 0.0), 3, 2),
+        (0.2499999999, 8, 1),
         (0.1, 8, 0),
         (0.0, 8, 0),
         (0.99, 5, 4),
@@ -189,6 +201,18 @@ def test_as_many_vanish_as_the_share_says_rounded_down() -> None:
             drawn = Dropouts(share, 3).draw(number, names)
             assert len(drawn) == count
             assert set(drawn) <= set(names)
+
+
+@given(st.integers(1, 400), st.data())
+def test_a_share_that_is_a_quotient_of_counts_gives_the_count(clients: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, clients - 1))
+    assert vanishing(count / clients, clients) == count
+    below, above = (math.nextafter(count / clients, end) for end in (-1.0, 1.0))
+    assert count == 0 or vanishing(below, clients) == count - 1
+    assert vanishing(above, clients) == count
+    # As a person writes it: the decimal's value, counted exactly.
+    written = f"{data.draw(st.floats(0, 0.999)):.3f}"
+    assert vanishing(float(written), clients) == math.floor(Fraction(written) * clients)
 
 
 def test_draws_follow_from_seed_round_and_clients_alone() -> None:
@@ -223,3 +247,48 @@ def test_each_client_and_each_stage_is_as_likely_and_one_in_four_is_late() -> No
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"a share of clients in \[0, 1\)"):
         Dropouts(share)
+
+
+# ---- how many rounds a trial will lose ---------------------------------------------------------------------
+
+
+def splits(gone: int) -> dict[tuple[str, ...], int]:
+    """Every way in which so many clients vanish, by stages alone, with how often it is drawn of 5^gone."""
+    return dict(Counter(tuple(sorted(each)) for each in product(STAGES, repeat=gone)))
+
+
+@pytest.mark.parametrize(
+    ("clients", "most", "policy"),
+    [
+        (5, 2, secagg.Policy()),
+        (7, 2, secagg.Policy(min_clients=6)),
+        (6, 2, secagg.Policy(min_clients=4, colluders=1, threshold_fraction=0.7)),
+        (4, 2, secagg.Policy(min_clients=3, allow_three=True, colluders=0, threshold_fraction=0.55)),
+    ],
+)
+def test_the_chance_of_a_round_is_that_of_real_ones_over_every_way_to_vanish(
+    tmp_path: Path, clients: int, most: int, policy: secagg.Policy
+) -> None:
+    """No formula: clients and server play each way of vanishing once; it counts as often as it is drawn."""
+    names, plan, weights = [f"c{i}" for i in range(clients)], {}, {}
+    for gone in range(most + 1):
+        for stages, weight in splits(gone).items():
+            number = len(plan) + 1
+            plan[number] = {n: Dropout(s, late=False) for n, s in zip(names, stages, strict=False)}
+            weights[number] = (gone, weight)
+    found = federation(tmp_path, quadratics(clients), policy=policy, dropouts=Planned(plan), scaffold=False)
+    ok = Counter(dict.fromkeys(range(most + 1), 0))
+    for number, (gone, weight) in weights.items():
+        report = found.run_round()
+        assert report.round == number
+        ok[gone] += weight * (report.status == "ok")
+    assert 0 < ok.total() < sum(5**gone for gone in ok), "some rounds fail and some do not"
+    for gone, count in ok.items():
+        assert chance(policy, clients, gone) == pytest.approx(count / 5**gone, rel=1e-12, abs=0)
+
+
+def test_a_round_of_hundreds_that_almost_always_fails_is_not_told_to_be_impossible() -> None:
+    """All must vanish at the advert, and five stay: one way of 5^995."""
+    policy = secagg.Policy(min_clients=5, colluders=0, threshold_fraction=1.0)
+    assert 0 < chance(policy, 1000, 995) < 1e-300
+    assert chance(policy, 1000, 996) == 0

@@ -15,10 +15,12 @@ from privopt.cli import main
 from privopt.federation import Dropouts
 from privopt.federation.parts import Parts
 from privopt.federation.run import train
+from privopt.federation.settings import STAGES
 from privopt.report.audit import audit_run
 from privopt.report.folder import read_run
 from privopt.report.page import render
 from privopt.setup.config import Config, MasksConfigError, load
+from privopt.setup.survival import DropoutWarning
 
 ROUNDS, CLIENTS, SHARE, SEED = 6, 8, 0.3, 3
 SMALL = ["data.name=breast_cancer", f"rounds={ROUNDS}", "client.effort.steps=2", "twin=false", f"seed={SEED}"]
@@ -168,12 +170,65 @@ def test_dropouts_that_do_not_hold_are_found_by_the_audit(
 
 
 def test_rounds_that_too_few_survive_fail_with_the_reason_and_the_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(secagg.RoundAborted, match=r"got 6 aborted: .*Missing: .*Nothing was trained"):
-        train(config("dropout=0.75", "dp.enabled=false"), folder=tmp_path / "run")
-    found = lines(tmp_path / "run")
+    from privopt.cli.console import Console
+
+    folder = tmp_path / "run"
+    with (
+        pytest.warns(DropoutWarning, match=r"4 of 8 .*about 87 % of the rounds .*2 can be spared .*=0\.25"),
+        pytest.raises(secagg.RoundAborted, match=r"got 6 aborted: .*Missing: .*Nothing was trained"),
+        (tmp_path / "printed").open("w") as out,
+        Console(out=out) as console,
+    ):
+        train(config("dropout=0.5", "dp.enabled=false"), folder=folder, observer=console)
+    found = lines(folder)
     assert {line["status"] for line in found} == {"aborted"}
     assert {c["status"] for line in found for c in line["clients"].values()} == {"aborted", "dropped"}
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    names, printed, page = [f"clinic-{i}" for i in range(CLIENTS)], (tmp_path / "printed").read_text(), ""
+    page = (folder / "report.html").read_text()
+    for number, at in enumerate(gone(folder), start=1):
+        drawn = Dropouts(0.5, SEED).draw(number, names)
+        last = max(STAGES.index(stage) for stage, _ in at.values())
+        # Whoever was to vanish at a stage that the round did not reach is still there.
+        assert at == {n: (d.stage, d.late) for n, d in drawn.items() if STAGES.index(d.stage) <= last}
+        told = ", ".join(f"{n} at {stage}{' (late)' * late}" for n, (stage, late) in at.items())
+        assert f"round {number}/6  aborted: " in printed
+        assert f"  gone: {told}\n" in printed
+        assert f"<td>{told}</td></tr>" in page
+    assert audit_run(folder).faults == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["dropout=0.75"],
+            r"got dropout = 0.75: 6 of 8 vanish .* 2 can be spared at any stage: dropout=0.25",
+        ),
+        (
+            ["dropout=0.5", "data.clients=5"],
+            r"2 of 5 vanish .*none can be spared. Ask more clients, or lower",
+        ),
+        (["dropout=0.5", "server.selection={how='uniform', clients=6}"], r"3 of 6 vanish"),
+        (["dropout=0.4", "masks.min_clients=8"], r"3 of 8 vanish .*none can be spared"),
+    ],
+)
+def test_a_dropout_that_no_round_can_outlast_is_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(MasksConfigError, match=says):
+        config(*overrides)
+    assert config(*overrides, "masks.enabled=false").dropout > 0, "in clear one vector is enough"
+
+
+def test_a_dropout_that_some_rounds_do_not_outlast_is_told_once_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", f"out={tmp_path}", *SMALL, "dp.enabled=false", "rounds=1", "dropout=0.375"]
+    assert main(command) in (0, 5)
+    said = capsys.readouterr().err
+    assert said.count("dropout = 0.375 takes 3 of 8 clients from each round") == 1
+    assert "about 51 % of the rounds will be aborted" in said
+    assert main(["train", f"out={tmp_path}", *SMALL, "dp.enabled=false", "rounds=1", "dropout=0.3"]) == 0
+    assert "dropout" not in capsys.readouterr().err
 
 
 def test_in_clear_who_vanishes_before_its_vector_is_left_out_too(tmp_path: Path) -> None:
