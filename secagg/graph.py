@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .keys import hash_parts
 
 if TYPE_CHECKING:
@@ -175,6 +178,20 @@ class Graph:
             near = (self._ring[(place + step) % size] for step in range(-half, half + 1))
             found = self._holders[name] = tuple(sorted(near))
         return found
+
+    def neighbour_places(self) -> NDArray[np.int32]:
+        """Each client's neighbours by their places in `names`, shape ``(clients, neighbours)``, sorted."""
+        count = len(self.names)
+        own = np.arange(count, dtype=np.int32)[:, None]
+        if not self.degree:
+            others = np.arange(max(0, count - 1), dtype=np.int32)
+            return np.asarray(others + (others >= own), np.int32)
+        half, place_of = self.degree // 2, {name: place for place, name in enumerate(self.names)}
+        ring = np.array([place_of[name] for name in self._ring], np.int32)
+        steps = np.r_[-half:0, 1 : half + 1]
+        near = np.empty((count, self.degree), np.int32)
+        near[ring] = np.sort(ring[(own + steps) % count], axis=1)
+        return near
 
     def threshold(self, fraction: float) -> int:
         """Shares that give a secret back; the same for everybody, since all have as many holders.

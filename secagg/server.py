@@ -57,6 +57,7 @@ from .errors import (
     SecAggError,
     named,
 )
+from .exchange import Table, exchange, table
 from .graph import COMPLETE_UP_TO, Graph, draw
 from .guard import Guard, one_at_a_time
 from .keys import Identity, Roster, hash_parts
@@ -143,10 +144,10 @@ class _Round:
     roster: bytes = b""
     graph: Graph = field(default_factory=lambda: Graph.complete([]))
     early: dict[str, bytes] = field(default_factory=dict)
-    boxes: dict[str, memoryview] = field(default_factory=dict)
+    boxes: Table = field(default_factory=lambda: table(Graph.complete([]), 1))
     seeds: dict[str, bytes] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
-    senders: dict[str, list[str]] = field(default_factory=dict)
+    senders: dict[str, int] = field(default_factory=dict)
     receipts: dict[str, bytes] = field(default_factory=dict)
     total: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
     spools: dict[str, Spool] = field(default_factory=dict)
@@ -306,7 +307,7 @@ class Server:
             case ServerPhase.BEACON:
                 return tuple(sorted(state.adverts.keys() - state.early.keys()))
             case ServerPhase.SHARES:
-                return tuple(sorted(state.adverts.keys() - state.boxes.keys()))
+                return tuple(sorted(state.adverts.keys() - state.seeds.keys()))
             case ServerPhase.VECTORS:
                 return tuple(sorted(state.shared - state.vectors.keys()))
             case ServerPhase.CONSISTENCY:
@@ -326,7 +327,7 @@ class Server:
             return not state.unmasking.lacking()
         heard: dict[ServerPhase, Mapping[str, Any]] = {
             ServerPhase.ADVERTS: state.adverts,
-            ServerPhase.SHARES: state.boxes,
+            ServerPhase.SHARES: state.seeds,
             ServerPhase.VECTORS: state.vectors,
             ServerPhase.CONSISTENCY: state.signatures,
         }
@@ -438,7 +439,7 @@ class Server:
                     raise MessageError(f"Refused the shares of {name!r} {where}: it sent one before.", name)
                 state.early[name] = bytes(message)  # it has the beacon sooner than this server
             case Shares(), ServerPhase.SHARES:
-                self._verify_known(state, header, "shares", state.adverts, state.boxes)
+                self._verify_known(state, header, "shares", state.adverts, state.seeds)
                 self._take_shares(state, header, opened.tail)
             case Masked(), ServerPhase.VECTORS:
                 self._verify_known(state, header, "vector", state.shared, state.vectors)
@@ -599,6 +600,7 @@ class Server:
     def _begin_shares(self, state: _Round, graph: Graph) -> None:
         state.graph = graph
         self._policy.verify_graph(state.number, graph, state.threshold)
+        state.boxes = table(graph, box_bytes(state.offer.hybrid))
         self._phase = ServerPhase.SHARES
 
     def _header(self, state: _Round) -> tuple[bytes, int, str]:
@@ -607,37 +609,28 @@ class Server:
     def _take_shares(self, state: _Round, shares: Shares, boxes: memoryview) -> None:
         """Stage 3: boxes that this server cannot open."""
         name = shares.sender
-        neighbours = len(state.graph.holders(name)) - 1
-        if boxes.nbytes != neighbours * box_bytes(state.offer.hybrid):
+        neighbours = state.boxes.shape[1]
+        if boxes.nbytes != neighbours * state.boxes.itemsize:
             raise MessageError(
                 f"Refused the shares of {name!r} in round {state.number}: expected {neighbours} boxes, got "
                 f"{boxes.nbytes} bytes.",
                 name,
             )
-        state.boxes[name] = memoryview(bytes(boxes))
+        state.boxes[bisect_left(state.graph.names, name)] = np.frombuffer(boxes, state.boxes.dtype)
         state.seeds[name] = shares.seed
 
     def _end_shares(self, state: _Round) -> dict[str, bytes]:
         """Stage 3: to each client the boxes that its neighbours sealed for it."""
-        self._verify_left(state, state.boxes, "sharing")
-        state.shared = frozenset(state.boxes)
-        # One pass over senders, in the order of ids: so is what each receiver gets.
-        inboxes: dict[str, list[memoryview]] = {name: [] for name in sorted(state.shared)}
-        state.senders = {name: [] for name in inboxes}
-        size = box_bytes(state.offer.hybrid)
-        for sender in inboxes:
-            boxes = state.boxes[sender]
-            for place, receiver in enumerate(state.graph.neighbours(sender)):
-                if receiver in inboxes:
-                    inboxes[receiver].append(boxes[place * size : (place + 1) * size])
-                    state.senders[receiver].append(sender)
+        self._verify_left(state, state.seeds, "sharing")
+        state.shared = frozenset(state.seeds)
         delivered = {}
-        for name, inbox in inboxes.items():
-            present = to_bits(state.graph.neighbours(name), state.senders[name])
+        for name, there, boxes in exchange(state.graph, state.boxes, state.shared):
+            state.senders[name] = int(np.count_nonzero(there))
+            present = np.packbits(there, bitorder="little").tobytes()
             message = Delivery(*self._header(state), roster=state.roster, present=present)
-            delivered[name] = seal(self._identity, message, b"".join(inbox))[0]
+            delivered[name] = seal(self._identity, message, boxes)[0]
         if not state.offer.hybrid:  # A hybrid round's boxes also hold what unmasking needs.
-            state.boxes = {}
+            state.boxes = table(Graph.complete([]), 1)
         state.total = self._zeros(state.encoding.words)
         self._phase = ServerPhase.VECTORS
         return delivered
@@ -648,11 +641,11 @@ class Server:
         with tempfile.TemporaryFile(dir=self._scratch) as file:
             return np.memmap(file, np.uint64, "w+", shape=(words,))  # zeros; it outlives its name
 
-    def _box(self, state: _Round, sender: str, receiver: str) -> memoryview:
-        holders, size = state.graph.holders(sender), box_bytes(state.offer.hybrid)
-        place = bisect_left(holders, receiver)
+    def _box(self, state: _Round, sender: str, receiver: str) -> bytes:
+        place = bisect_left(state.graph.holders(sender), receiver)
         place -= sender < receiver  # it sealed none for itself
-        return state.boxes[sender][place * size : (place + 1) * size]
+        box: bytes = state.boxes[bisect_left(state.graph.names, sender), place].tobytes()
+        return box
 
     def _take_vector(self, state: _Round, masked: Masked, opened: Opened) -> None:
         """Stage 4: into the running sum, once the whole of it is there."""
@@ -665,7 +658,7 @@ class Server:
                 f"{state.encoding.words} in all, got {size} bytes from word {masked.start} on.",
                 name,
             )
-        receipts = RECEIPT_BYTES * len(state.senders[name]) if masked.start == 0 else 0
+        receipts = RECEIPT_BYTES * state.senders[name] if masked.start == 0 else 0
         if len(masked.receipts) != receipts:
             raise MessageError(
                 f"Refused the vector of {name!r} in round {state.number}: expected {receipts} bytes of "
@@ -746,8 +739,8 @@ class Server:
             if len(signers) < state.threshold:
                 continue  # It could not go on.
             message = Agreement(*self._header(state), roster=state.roster, signers=to_bits(holders, signers))
-            tail = [state.signatures[peer] for peer in signers] + receipts[name]
-            agreements[name] = seal(self._identity, message, b"".join(tail))[0]
+            tail = b"".join(state.signatures[peer] for peer in signers) + receipts[name]
+            agreements[name] = seal(self._identity, message, tail)[0]
         state.asked = frozenset(agreements)
         adverts = adverts_of(state.adverts)
         state.unmasking = Unmasking(
@@ -760,20 +753,20 @@ class Server:
             Binding(self._session, state.number, state.roster, state.context, state.schema.digest),
             state.offer.cipher,
             state.offer.hybrid,
-            lambda sender, receiver: bytes(self._box(state, sender, receiver)),
+            lambda sender, receiver: self._box(state, sender, receiver),
         )
         self._phase = ServerPhase.UNMASKING
         return agreements
 
-    def _receipts(self, state: _Round) -> dict[str, list[bytes]]:
+    def _receipts(self, state: _Round) -> dict[str, bytes]:
         """For each survivor the receipts of its surviving neighbours, by their ids."""
-        receipts: dict[str, list[bytes]] = {name: [] for name in state.vectors}
-        for holder in sorted(state.vectors):
-            given = state.receipts[holder]
-            for place, sender in enumerate(state.senders[holder]):
-                if sender in receipts:
-                    receipts[sender].append(given[place * RECEIPT_BYTES : (place + 1) * RECEIPT_BYTES])
-        return receipts
+        given = table(state.graph, RECEIPT_BYTES)
+        near = state.graph.neighbour_places()
+        shared = np.array([name in state.shared for name in state.graph.names])
+        for name in state.vectors:
+            place = bisect_left(state.graph.names, name)
+            given[place, shared[near[place]]] = np.frombuffer(state.receipts[name], given.dtype)
+        return {name: receipts for name, _, receipts in exchange(state.graph, given, state.vectors)}
 
     def _take_unmask(self, state: _Round, unmasking: Unmasking, unmask: Unmask, shares: memoryview) -> None:
         """Stage 6: one share of each peer."""

@@ -150,7 +150,7 @@ def snapshot(server):
     kept = None
     if state is not None:
         kept = (
-            {name: bytes(box) for name, box in state.boxes.items()},
+            (state.boxes.tobytes(), dict(state.seeds)),
             [sorted(each) for each in (state.adverts, state.vectors, state.signatures)],
             {name: spool.words for name, spool in state.spools.items()},
             state.total.tobytes(),
