@@ -732,15 +732,16 @@ class Server:
         self._verify_left(state, state.signatures, "signing")
         self._verify_neighbourhoods(state, state.signatures)
         receipts = self._receipts(state)
+        # In the complete graph all holders are the same ones: once is enough.
+        shown = None if state.graph.degree else self._shown(state, state.graph.names)
         agreements = {}
         for name in sorted(state.signatures):
-            holders = state.graph.holders(name)
-            signers = [peer for peer in holders if peer in state.signatures][: state.threshold]
-            if len(signers) < state.threshold:
+            near = shown or self._shown(state, state.graph.holders(name))
+            if near is None:
                 continue  # It could not go on.
-            message = Agreement(*self._header(state), roster=state.roster, signers=to_bits(holders, signers))
-            tail = b"".join(state.signatures[peer] for peer in signers) + receipts[name]
-            agreements[name] = seal(self._identity, message, tail)[0]
+            signers, signatures = near
+            message = Agreement(*self._header(state), roster=state.roster, signers=signers)
+            agreements[name] = seal(self._identity, message, signatures + receipts[name])[0]
         state.asked = frozenset(agreements)
         adverts = adverts_of(state.adverts)
         state.unmasking = Unmasking(
@@ -757,6 +758,13 @@ class Server:
         )
         self._phase = ServerPhase.UNMASKING
         return agreements
+
+    def _shown(self, state: _Round, holders: tuple[str, ...]) -> tuple[bytes, bytes] | None:
+        """Which of a client's holders signed, as many as it takes, and their signatures; None if too few."""
+        signers = [peer for peer in holders if peer in state.signatures][: state.threshold]
+        if len(signers) < state.threshold:
+            return None
+        return to_bits(holders, signers), b"".join(state.signatures[peer] for peer in signers)
 
     def _receipts(self, state: _Round) -> dict[str, bytes]:
         """For each survivor the receipts of its surviving neighbours, by their ids."""
