@@ -1,7 +1,8 @@
 """Shamir's secret sharing of 32-byte secrets: any `threshold` shares give them, fewer say nothing.
 
     share           split
-    give back       reconstruct; reconstruct_verified, where some shares may be wrong
+    give back       reconstruct; reconstruct_each, where every secret has other holders;
+                    reconstruct_verified, where some shares may be wrong
 
 A secret is 9 limbs of 30 bits, each shared by a polynomial of its own over the integers modulo 2^31 - 1.
 Shares of many secrets are one matrix product, done in float64 on pieces small enough that every sum is exact.
@@ -20,7 +21,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LIMBS", "MAX_HOLDERS", "PRIME", "SECRET_BYTES", "reconstruct", "reconstruct_verified", "split"]
+__all__ = [
+    "LIMBS",
+    "MAX_HOLDERS",
+    "PRIME",
+    "SECRET_BYTES",
+    "reconstruct",
+    "reconstruct_each",
+    "reconstruct_verified",
+    "split",
+]
 
 PRIME: Final = 2**31 - 1
 SECRET_BYTES: Final = 32
@@ -107,7 +117,72 @@ def reconstruct(points: Sequence[int], shares: Shares) -> list[bytes]:
     for start in range(0, shares.shape[1], step):
         block = shares[:, start : start + step].reshape(len(points), -1).astype(np.float64)
         limbs += _product(block.T, weights).reshape(-1, LIMBS).tolist()
-    return [_secret(row) for row in limbs]
+    secrets = [secret for row in limbs if (secret := _secret(row)) is not None]
+    if len(secrets) < len(limbs):
+        raise ValueError("Expected shares of one secret, at least as many as its threshold, got others.")
+    return secrets
+
+
+def reconstruct_each(points: NDArray[np.integer], shares: Shares, holders: int) -> list[bytes | None]:
+    """The secrets that shares give where each secret's are at points of its own.
+
+    Lagrange's weights need a product over all pairs of points. Those of all of 1..holders are binomials, and
+    each point that is missing takes one factor out: cheap where most of the holders are there, and done for
+    many secrets at once, without a division.
+
+    Args:
+        points: Each secret's points, shape ``(secrets, t)``, different ones of 1..holders.
+        shares: A share a point, shape ``(secrets, t, 9)``, values below 2^31 - 1.
+        holders: Number of points that there are, at most 2^20.
+
+    Returns:
+        The secrets in their order; None where the shares give none of 32 bytes. As for `reconstruct`, what
+        comes out may be another secret than was shared.
+
+    Raises:
+        ValueError: If shapes or values are not those of shares.
+    """
+    if points.ndim != 2 or shares.shape != (*points.shape, LIMBS) or not points.shape[1]:
+        raise ValueError(
+            f"Expected points of shape (secrets, t) and shares of (secrets, t, {LIMBS}), got {points.shape} "
+            f"and {shares.shape}."
+        )
+    if not points.shape[1] <= holders <= MAX_HOLDERS:
+        raise ValueError(f"Expected {points.shape[1]}..{MAX_HOLDERS} holders, got {holders}.")
+    if points.size and (int(points.min()) < 1 or int(points.max()) > holders):
+        raise ValueError(f"Expected points in 1..{holders}, got one outside.")
+    if shares.size and (int(shares.min()) < 0 or int(shares.max()) >= PRIME):
+        raise ValueError("Expected shares below 2^31 - 1, got one that is not.")
+    found: list[bytes | None] = []
+    step = max(1, _BLOCK // (LIMBS * holders))
+    for start in range(0, len(points), step):
+        some = points[start : start + step].astype(np.int64)
+        weights = _weights_of_each(some, holders)
+        limbs = np.zeros((len(some), LIMBS), np.int64)
+        for place in range(some.shape[1]):  # up to 2^20 terms of 31 bits
+            limbs += weights[:, place, None] * shares[start : start + step, place].astype(np.int64) % PRIME
+        found += [_secret(row) for row in (limbs % PRIME).tolist()]
+    return found
+
+
+def _weights_of_each(points: _Residues, holders: int) -> _Residues:
+    """Lagrange's coefficients of the value at 0, row by row of points."""
+    used = np.zeros((len(points), holders + 1), np.bool_)
+    np.put_along_axis(used, points, True, axis=1)
+    if (used.sum(axis=1) < points.shape[1]).any():
+        raise ValueError("Expected different points for each secret, got one twice.")
+    # The weight of i is the product of j / (j - i) over the other points j. Over all j of 1..holders, the
+    # differences give factorials; over those that are missing they are taken out again.
+    _, inverses = _factorials(holders)
+    weights = inverses[points] * inverses[holders - points] % PRIME  # of i's own j, 1 / i is in there
+    weights[points % 2 == 0] *= -1
+    absent = np.argsort(used[:, 1:], axis=1, kind="stable")[:, : holders - points.shape[1]] + 1
+    for column in absent.T:
+        weights = weights * (column[:, None] - points) % PRIME
+    product = np.ones(len(points), np.int64)
+    for column in points.T:
+        product = product * column % PRIME
+    return np.asarray(weights * product[:, None] % PRIME)
 
 
 def reconstruct_verified(
@@ -272,10 +347,11 @@ def _limbs(secrets: Sequence[bytes]) -> _Residues:
     return np.array(rows, np.int64).reshape(len(secrets), LIMBS)
 
 
-def _secret(limbs: Sequence[int]) -> bytes:
+def _secret(limbs: Sequence[int]) -> bytes | None:
+    """The secret that limbs are of; None if they are of none."""
     number = sum(limb << (_LIMB_BITS * k) for k, limb in enumerate(limbs))
     if max(limbs) >= 2**_LIMB_BITS or number >= 2 ** (8 * SECRET_BYTES):
-        raise ValueError("Expected shares of one secret, at least as many as its threshold, got others.")
+        return None
     return number.to_bytes(SECRET_BYTES, "little")
 
 

@@ -28,8 +28,8 @@ from ..masks import Mask, add_masks
 from ..reductions import Summed
 from ..reductions.base import MAX_REAL_BITS
 from ..schema import Schema
+from ..shamir import reconstruct_each
 from ..sharing import MASK_SEED, SELF_SEED, hash_seed
-from .holders import reconstruct_each
 from .machines import STAGES
 from .pairs import KEY_BYTES, Applier, PairKeys, Side
 

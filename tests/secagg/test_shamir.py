@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from secagg import shamir
-from secagg.shamir import LIMBS, PRIME, reconstruct, reconstruct_verified, split
+from secagg.shamir import LIMBS, PRIME, reconstruct, reconstruct_each, reconstruct_verified, split
 from tests.statistical import assert_rejects, assert_uniform_bits
 
 
@@ -155,6 +156,89 @@ def test_too_few_shares_or_those_of_others_are_no_secret(points: list[int]) -> N
 )
 def test_what_is_no_share_is_refused(call, words: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+@st.composite
+def dealt_apart(draw: st.DrawFn) -> tuple[NDArray[np.int64], NDArray[np.uint32], int, list[bytes]]:
+    """Secrets of which each has `t` shares at points of its own: points, shares, holders and the secrets."""
+    holders = draw(st.integers(1, 12))
+    t = draw(st.integers(1, holders))
+    secrets = draw(st.lists(st.binary(min_size=32, max_size=32), max_size=4))
+    chosen = [draw(st.permutations(range(1, holders + 1)))[:t] for _ in secrets]
+    points = np.array(chosen, np.int64).reshape(len(secrets), t)
+    shares = split(secrets, holders, t)[points - 1, np.arange(len(secrets))[:, None]]
+    return points, shares, holders, secrets
+
+
+def one_by_one(points: NDArray[np.int64], shares: NDArray[np.uint32]) -> list[bytes | None]:
+    """What `reconstruct` says of each secret by itself."""
+    found: list[bytes | None] = []
+    for each, row in zip(points.tolist(), shares, strict=True):
+        try:
+            found += reconstruct(each, row[:, None])
+        except ValueError:
+            found.append(None)
+    return found
+
+
+@given(dealt_apart())
+def test_secrets_at_points_of_their_own_are_those_that_each_gives_by_itself(dealt: Any) -> None:
+    points, shares, holders, secrets = dealt
+    assert reconstruct_each(points, shares, holders) == secrets
+    assert one_by_one(points, shares) == secrets
+
+
+@given(dealt_apart(), st.data())
+def test_altered_shares_give_what_each_gives_by_itself(dealt: Any, data: st.DataObject) -> None:
+    points, shares, holders, _ = dealt
+    shares = shares.copy()
+    for row, place, limb in np.ndindex(shares.shape):
+        if data.draw(st.booleans()):
+            shares[row, place, limb] = data.draw(st.integers(0, PRIME - 1))
+    assert reconstruct_each(points, shares, holders) == one_by_one(points, shares)
+
+
+@pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (41, 27), (41, 41), (300, 200)])
+def test_large_neighbourhoods_give_their_secrets_at_once(
+    holders: int, threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shamir, "_BLOCK", 5000)  # so many secrets are more than one block
+    secrets = [os.urandom(32) for _ in range(20)] + [bytes(32), b"\xff" * 32]
+    random = np.random.default_rng(3)
+    points = np.array([random.permutation(holders)[:threshold] + 1 for _ in secrets])
+    shares = split(secrets, holders, threshold)[points - 1, np.arange(len(secrets))[:, None]]
+    assert reconstruct_each(points, shares, holders) == secrets
+
+
+def test_altered_shares_give_another_secret_or_none() -> None:
+    secrets = [os.urandom(32) for _ in range(50)]
+    shares = split(secrets, 7, 4)[:4].transpose(1, 0, 2).copy()
+    shares[::2, 1, 3] ^= 0x12345678
+    found = reconstruct_each(np.tile(np.arange(1, 5), (50, 1)), shares, 7)
+    assert [got == secret for got, secret in zip(found, secrets, strict=True)] == [False, True] * 25
+    assert None in found  # a wrong limb of 31 bits is too long for its 30 half the time
+
+
+SOME_POINTS, SOME_SHARES = np.array([[1, 2], [2, 3]]), np.zeros((2, 2, LIMBS), np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: reconstruct_each(SOME_POINTS[0], SOME_SHARES, 3), r"got \(2,\) and \(2, 2, 9\)"),
+        (lambda: reconstruct_each(SOME_POINTS, SOME_SHARES[:1], 3), r"got \(2, 2\) and \(1, 2, 9\)"),
+        (lambda: reconstruct_each(SOME_POINTS[:, :0], SOME_SHARES[:, :0], 3), r"got \(2, 0\)"),
+        (lambda: reconstruct_each(SOME_POINTS, SOME_SHARES, 1), "2..1048576 holders, got 1"),
+        (lambda: reconstruct_each(SOME_POINTS, SOME_SHARES, 2**21), "holders, got 2097152"),
+        (lambda: reconstruct_each(SOME_POINTS + 1, SOME_SHARES, 3), r"points in 1\.\.3"),
+        (lambda: reconstruct_each(SOME_POINTS - 1, SOME_SHARES, 3), r"points in 1\.\.3"),
+        (lambda: reconstruct_each(SOME_POINTS // 2 + 1, SOME_SHARES, 3), "one twice"),
+        (lambda: reconstruct_each(SOME_POINTS, SOME_SHARES + np.uint32(PRIME), 3), "below 2^31 - 1"),
+    ],
+)
+def test_what_are_no_shares_of_many_secrets_is_refused(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("^", r"\^")):
         call()
 
 

@@ -14,7 +14,6 @@ from secagg.masks import BLOCK_BYTES, Mask, add_masks
 from secagg.policy import Policy
 from secagg.simulate import STAGES, Simulation, parties, segment, simulate
 from secagg.simulate.batched import NEVER, _draw_graph, _Ring, draw_losses
-from secagg.simulate.holders import reconstruct_each
 from secagg.simulate.pairs import Applier, PairKeys, Side
 from secagg.simulate.segment import draw_values, field_schema, megabytes
 
@@ -33,33 +32,6 @@ def simulated(dropout: float = 0.1, lost_at: str | None = None, processes: int =
 
 
 # --- parts ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (5, 3), (41, 27), (41, 41)])
-def test_secrets_from_different_points_are_those_that_each_gives_by_itself(
-    holders: int, threshold: int
-) -> None:
-    secrets = [os.urandom(32) for _ in range(20)] + [bytes(32), b"\xff" * 32]
-    shares = shamir.split(secrets, holders, threshold)
-    random = np.random.default_rng(3)
-    points = np.array([random.permutation(holders)[:threshold] + 1 for _ in secrets])
-    rows = shares[points - 1, np.arange(len(secrets))[:, None]]
-    assert reconstruct_each(points, rows, holders) == secrets
-    one_by_one = [
-        shamir.reconstruct(tuple(each.tolist()), row[:, None])[0]
-        for each, row in zip(points, rows, strict=True)
-    ]
-    assert one_by_one == secrets
-
-
-def test_altered_shares_give_another_secret_or_none() -> None:
-    secrets = [os.urandom(32) for _ in range(50)]
-    shares = shamir.split(secrets, 7, 4)[:4].transpose(1, 0, 2).copy()
-    shares[::2, 1, 3] ^= 0x12345678
-    points = np.tile(np.arange(1, 5), (50, 1))
-    found = reconstruct_each(points, shares, 7)
-    assert [got == secret for got, secret in zip(found, secrets, strict=True)] == [False, True] * 25
-    assert None in found  # a wrong limb of 31 bits is too long for its 30 half the time
 
 
 def test_a_pairs_key_is_the_one_that_clients_derive() -> None:
@@ -166,7 +138,7 @@ def test_a_mask_left_in_is_called_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -
 def test_a_wrong_share_is_called_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(points: np.ndarray, shares: np.ndarray, holders: int) -> list[bytes | None]:
         shares[0, 0, 0] ^= 1
-        return reconstruct_each(points, shares, holders)
+        return shamir.reconstruct_each(points, shares, holders)
 
     monkeypatch.setattr(segment, "reconstruct_each", altered)
     assert not simulated(dropout=0.0).correct
