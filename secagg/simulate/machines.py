@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from ..client import Client, ClientPhase
+from ..graph import COMPLETE_UP_TO
 from ..reductions import Declared
 from ..server import Result, Server, ServerPhase
 
@@ -62,6 +63,11 @@ def run_round(
     It protects nobody from this process: all keys and values are in its memory. What runs is the protocol,
     message by message; only the network is left out.
 
+    Guarantees:
+        - After an error nobody is left in the round: server and clients take the next one. Its number is
+          used up.
+        - What a client raises carries a note with its name.
+
     Args:
         server: An idle server.
         clients: Its clients, any of the roster.
@@ -78,7 +84,9 @@ def run_round(
         What the round released.
 
     Raises:
-        ValueError: If `values` or `declared` do not fit `clients`, or `drops` names what is not there.
+        TypeError: If `clients`, `values` or `declared` is a mapping.
+        ValueError: If `values` or `declared` do not fit `clients`, `drops` names what is not there, or a
+            beacon is needed and not given.
         SecAggError: Whatever the server or a client raises; too many drops, say, give CohortError.
 
     Example:
@@ -92,30 +100,44 @@ def run_round(
         >>> result.values["x"], result.dropped
         (4, ('c5',))
     """
-    names = [client.name for client in clients]
     drops = drops or {}
+    _verify(clients, values, declared, drops)
+    there = sum(drops.get(client.name) != "advert" for client in clients)
+    if beacon is None and server._degree and there > COMPLETE_UP_TO:
+        raise ValueError(
+            f"Expected beacon= for a round of {there} clients whose server has degree={server._degree}, got "
+            "none. Give 16 random bytes or more, which nobody knew before."
+        )
+    driver = _Driver(server, clients, drops, Costs() if costs is None else costs, progress)
+    with driver.timed("offer"):
+        offer = server.open(round, context=context)
+    try:
+        driver.carry(offer, values, declared or [{}] * len(clients), context, beacon)
+        with driver.timed("result"):
+            return server.result()
+    except BaseException:
+        driver.abort()
+        raise
+
+
+def _verify(
+    clients: Sequence[Client],
+    values: Sequence[Mapping[str, Any]],
+    declared: Sequence[Mapping[str, Declared]] | None,
+    drops: Mapping[str, str],
+) -> None:
+    """Raise TypeError or ValueError unless the arguments fit each other."""
+    for what, given in (("clients", clients), ("values", values), ("declared", declared)):
+        if isinstance(given, Mapping):
+            raise TypeError(
+                f"Expected {what} as a sequence, in the order of clients, got {type(given).__name__}. Give "
+                f"list({what}.values())."
+            )
+    names = [client.name for client in clients]
     if len(values) != len(names) or (declared is not None and len(declared) != len(names)):
         raise ValueError(f"Expected values, and declared= if given, for each of {len(names)} clients.")
     if unknown := [name for name, stage in drops.items() if name not in names or stage not in STAGES]:
         raise ValueError(f"Expected drops of clients at one of {STAGES}, got others for {unknown}.")
-    driver = _Driver(server, clients, drops, Costs() if costs is None else costs, progress)
-    with driver.timed("offer"):
-        offer = server.open(round, context=context)
-    stated = dict(zip(names, declared or [{}] * len(names), strict=True))
-    given = dict(zip(names, values, strict=True))
-    driver.ask(
-        "advert",
-        dict.fromkeys(names, offer),
-        lambda client, message: client.receive(message, context=context, declared=stated[client.name]),
-    )
-    driver.ask("shares", driver.end("advert", beacon), lambda c, message: _deal(c, message, beacon))
-    driver.ask("delivery", driver.end("shares"), Client.receive)
-    ready = {client.name: b"" for client in clients if client.phase is ClientPhase.READY}
-    driver.ask("vector", ready, lambda client, _: client.submit(given[client.name]))
-    driver.ask("consistency", driver.end("vector"), Client.receive)
-    driver.ask("unmask", driver.end("consistency"), Client.receive)
-    with driver.timed("result"):
-        return server.result()
 
 
 def _deal(client: Client, roster: bytes, beacon: bytes | None) -> bytes | None:
@@ -136,6 +158,42 @@ class _Driver:
     ) -> None:
         self._server, self._clients, self._costs, self._progress = server, clients, costs, progress
         self._lost_from = {name: _WORK.index(stage) for name, stage in drops.items()}
+        self._joined: list[Client] = []
+
+    def carry(
+        self,
+        offer: bytes,
+        values: Sequence[Mapping[str, Any]],
+        declared: Sequence[Mapping[str, Declared]],
+        context: bytes,
+        beacon: bytes | None,
+    ) -> None:
+        """All messages from the offer to the last share."""
+        names = [client.name for client in self._clients]
+        stated = dict(zip(names, declared, strict=True))
+        given = dict(zip(names, values, strict=True))
+        self.ask(
+            "advert", dict.fromkeys(names, offer), lambda c, m: self._join(c, m, context, stated[c.name])
+        )
+        self.ask("shares", self.end("advert", beacon), lambda c, message: _deal(c, message, beacon))
+        self.ask("delivery", self.end("shares"), Client.receive)
+        ready = {client.name: b"" for client in self._clients if client.phase is ClientPhase.READY}
+        self.ask("vector", ready, lambda client, _: client.submit(given[client.name]))
+        self.ask("consistency", self.end("vector"), Client.receive)
+        self.ask("unmask", self.end("consistency"), Client.receive)
+
+    def _join(
+        self, client: Client, offer: bytes, context: bytes, declared: Mapping[str, Declared]
+    ) -> bytes | None:
+        advert = client.receive(offer, context=context, declared=declared)
+        self._joined.append(client)
+        return advert
+
+    def abort(self) -> None:
+        """Let everybody out of the round; one that refused the offer may be in another."""
+        self._server.abort()
+        for client in self._joined:
+            client.abort()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -166,7 +224,11 @@ class _Driver:
                 continue
             self._costs.bytes_down[name] += len(messages[name])
             began = time.process_time()
-            sent = answer(client, messages[name])
+            try:
+                sent = answer(client, messages[name])
+            except Exception as error:
+                error.add_note(f"Raised by client {name!r} at {stage!r}.")
+                raise
             self._costs.client_seconds[name][stage] = time.process_time() - began
             if sent is not None:
                 self._costs.bytes_up[name] += len(sent)
