@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from ..errors import CohortError, PolicyError, RoundAborted, SchemaError
 from .machines import STAGES
-from .outcome import PROTECTS_NOBODY
+from .outcome import COLLUDERS, PROTECTS_NOBODY
 
 EXIT_CODES = {
     0: "the released sum is exactly the clear one, or the chart is drawn",
@@ -102,9 +102,10 @@ def _options() -> _Parser:
     add(
         "--colluders",
         type=float,
-        default=0.05,
+        default=COLLUDERS,
         metavar="P",
-        help="fraction that may work with a malicious server (default %(default)s)",
+        help="fraction that may work with a malicious server (default %(default)s, for speed; Policy and "
+        "secagg.plan assume 0.2, which takes twice the neighbours)",
     )
     add(
         "--degree",

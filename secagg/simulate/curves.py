@@ -11,7 +11,7 @@ from ..policy import Policy
 from .batched import draw_losses
 from .chart import Line, page, panel
 from .machines import Progress
-from .outcome import PROTECTS_NOBODY
+from .outcome import COLLUDERS, PROTECTS_NOBODY
 from .parties import sum_by_machines
 from .segment import field_schema
 from .simulation import plan_round
@@ -117,8 +117,8 @@ def measure(
 
 
 def _point(clients: int, entries: int, dropout: float, bits: int) -> Point:
-    chosen = plan_round(clients, entries, dropout, 0.05, 0, None)
-    policy = Policy(threshold_fraction=chosen.fraction, colluders=0.05)
+    chosen = plan_round(clients, entries, dropout, COLLUDERS, 0, None)
+    policy = Policy(threshold_fraction=chosen.fraction, colluders=COLLUDERS)
     names = tuple(f"c{i:06d}" for i in range(clients))
     lost = draw_losses(clients, dropout, "vector")
     summed, client, server = sum_by_machines(names, lost, chosen, field_schema(entries, bits), policy)

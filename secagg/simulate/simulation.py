@@ -21,7 +21,7 @@ from ..messages import MAX_CLIENTS
 from ..policy import PRIVACY, Policy
 from .batched import draw_losses, sum_by_segments
 from .machines import STAGES, Progress
-from .outcome import Simulation
+from .outcome import COLLUDERS, Simulation
 from .parties import estimate_parties, sum_by_machines
 from .segment import field_schema
 
@@ -34,7 +34,7 @@ def simulate(
     entries: int = 1000,
     dropout: float = 0.1,
     *,
-    colluders: float = 0.05,
+    colluders: float = COLLUDERS,
     degree: int | None = None,
     threshold: int | None = None,
     bits: int = 16,
@@ -53,7 +53,8 @@ def simulate(
         clients: How many are offered the round, 5..2^17.
         entries: Numbers in each one's vector.
         dropout: Fraction of them that is lost, in [0, 1).
-        colluders: Fraction of them that may work with the server, in [0, 1).
+        colluders: Fraction of them that may work with the server, in [0, 1). By default a quarter of what
+            `Policy` and `secagg.plan` assume, for speed: give 0.2 to see what those ask for.
         degree: Neighbours of a client, even; 0 for all the others. By default `secagg.graph.plan` says.
         threshold: Shares that give a secret back; to be given with `degree`.
         bits: Bits of a number.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from secagg import Policy
 from secagg.simulate import __main__ as command
 from secagg.simulate import outcome
 from secagg.simulate.chart import Line, page, panel
@@ -29,6 +30,17 @@ def test_it_prints_what_was_summed_and_whom_it_protects(capsys: pytest.CaptureFi
     assert out.startswith("exact sum    11 of 12 clients, 5 entries in 5 words; lost: 1 at advert\n")
     assert out.endswith(PROTECTS_NOBODY + "\n")
     assert err == ""  # progress is for terminals
+
+
+def test_it_says_that_it_assumes_fewer_colluders_than_a_policy_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usual = Policy().colluders
+    command.main(SMALL)
+    assert f"\nassumed      5% colluders; Policy's default is {usual:.0%}, " in capsys.readouterr().out
+    command.main([*SMALL, "--colluders", str(usual)])
+    assert "assumed" not in capsys.readouterr().out
+    assert re.search(rf"Policy and\s+secagg.plan\s+assume\s+{usual},", command._options().format_help())
 
 
 def test_json_holds_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
