@@ -8,9 +8,9 @@ client's mask key. Of each client one of the two is put together, never both.
 from __future__ import annotations
 
 import hmac
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -25,6 +25,8 @@ from .keys import Secret
 from .masks import CIPHER_KEY_BYTES, CipherName, Mask, Sign, add_masks
 from .sharing import SHARE_BYTES, hash_seed
 
+_AT_ONCE: Final = 256
+"""Secrets of a sparse graph that are put together at once."""
 Sealed = Callable[[str, str], bytes]
 """What (sender, receiver) contributed in a hybrid round, as it was sealed."""
 
@@ -48,6 +50,7 @@ class Unmasking(Secret):
     __slots__ = (
         "_binding",
         "_cipher",
+        "_everybody",
         "_given",
         "_graph",
         "_hybrid",
@@ -77,23 +80,33 @@ class Unmasking(Secret):
         self._shared, self._survivors = shared, survivors
         self._publics, self._seeds, self._binding = publics, seeds, binding
         self._cipher, self._hybrid, self._sealed = cipher, hybrid, sealed
-        self._given: dict[str, tuple[dict[str, int], NDArray[np.uint32]]] = {}
+        self._given: dict[str, tuple[dict[str, int], bytes]] = {}
+        # In the complete graph everybody has the same peers, all that shared: they are sorted out once.
+        self._everybody = {} if graph.degree else self._placed(graph.names)
         self.faulty: set[str] = set()
 
     def peers(self, holder: str) -> list[str]:
         """Whose shares `holder` gives, in their order."""
-        return [name for name in self._graph.holders(holder) if name in self._shared]
+        return list(self._places(holder))
+
+    def _places(self, holder: str) -> dict[str, int]:
+        """The same with their places."""
+        return self._placed(self._graph.holders(holder)) if self._graph.degree else self._everybody
+
+    def _placed(self, holders: tuple[str, ...]) -> dict[str, int]:
+        shared = (name for name in holders if name in self._shared)
+        return {name: place for place, name in enumerate(shared)}
 
     def take(self, holder: str, data: Any) -> str | None:
         """Keep one survivor's shares; returns what is wrong with them, or None."""
-        peers = self.peers(holder)
+        peers = self._places(holder)
         view = memoryview(data).cast("B")
         if view.nbytes != SHARE_BYTES * len(peers):
             return f"expected {len(peers)} shares of {SHARE_BYTES} bytes, got {view.nbytes} bytes"
-        rows = np.frombuffer(bytes(view), "<u4").reshape(len(peers), shamir.LIMBS)
-        if rows.size and int(rows.max()) >= shamir.PRIME:
+        given = bytes(view)
+        if given and int(_limbs(given).max()) >= shamir.PRIME:
             return "a share is out of its range"
-        self._given[holder] = ({peer: place for place, peer in enumerate(peers)}, rows)
+        self._given[holder] = (peers, given)
         return None
 
     @property
@@ -116,7 +129,7 @@ class Unmasking(Secret):
                 yield name
 
     def remove(self, total: Words, threads: int = 1) -> None:
-        """Take all masks off `total`, in place, in so many threads.
+        """Take all masks off `total`, in place, in so many threads; nothing may be `lacking`.
 
         Raises:
             RoundAborted: If shares do not give a secret back; `.blame` names whose it was.
@@ -156,42 +169,48 @@ class Unmasking(Secret):
         )
 
     def _secrets(self) -> Iterator[tuple[str, bytes]]:
-        """Every secret that is needed, checked; those with the same holders put together at once."""
-        together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for name in self._needed():
-            together[self._points(name)[: self._threshold]].append(name)
-        for points, names in together.items():
-            rows = self._all_rows(names, points)
-            try:
-                found: list[bytes | None] = list(shamir.reconstruct(points, rows))
-            except ValueError:  # one of them is no secret: look at each by itself
-                found = [None] * len(names)
-            for name, secret in zip(names, found, strict=True):
-                right = secret is not None and self._is_secret(name, secret)
-                yield name, secret if right and secret is not None else self._corrected(name)
+        """Every secret that is needed, checked."""
+        for name, secret in self._from_ring() if self._graph.degree else self._from_all():
+            right = secret is not None and self._is_secret(name, secret)
+            yield name, secret if right and secret is not None else self._corrected(name)
+
+    def _from_all(self) -> Iterator[tuple[str, bytes | None]]:
+        """What shares give in the complete graph, where all secrets have the same holders."""
+        names = list(self._needed())
+        if not names:
+            return
+        points = self._points(names[0])[: self._threshold]
+        chosen = [self._everybody[name] for name in names]
+        given = (self._given[self._graph.names[point - 1]][1] for point in points)
+        rows = np.stack([_limbs(each)[chosen] for each in given])
+        try:
+            found: list[bytes | None] = list(shamir.reconstruct(points, rows))
+        except ValueError:  # one of them is no secret: look at each by itself
+            found = [None] * len(names)
+        yield from zip(names, found, strict=True)
+
+    def _from_ring(self) -> Iterator[tuple[str, bytes | None]]:
+        """What shares give on a ring, where each secret has other holders, many at a time."""
+        needed = self._needed()
+        while names := list(islice(needed, _AT_ONCE)):
+            points = [self._points(name)[: self._threshold] for name in names]
+            rows = np.stack([self._rows(*each) for each in zip(names, points, strict=True)])
+            found = shamir.reconstruct_each(np.array(points), rows, self._graph.degree + 1)
+            yield from zip(names, found, strict=True)
 
     def _points(self, owner: str) -> tuple[int, ...]:
         """Points of one client's holders whose shares are there."""
         holders = enumerate(self._graph.holders(owner), start=1)
         return tuple(place for place, holder in holders if holder in self._given)
 
-    def _all_rows(self, names: list[str], points: tuple[int, ...]) -> NDArray[np.uint32]:
-        """Shares of several clients' secrets at the same points, shape ``(points, names, limbs)``."""
-        if self._graph.degree:
-            return np.stack([self._rows(name, points) for name in names], axis=1)
-        holders = self._graph.names
-        places = self._given[holders[points[0] - 1]][0]  # everybody has the same peers
-        chosen = [places[name] for name in names]
-        return np.stack([self._given[holders[point - 1]][1][chosen] for point in points])
-
     def _rows(self, owner: str, points: tuple[int, ...]) -> NDArray[np.uint32]:
         """Shares of one client's secret at these points."""
-        holders = self._graph.holders(owner)
-        rows = []
+        holders, shares = self._graph.holders(owner), []
         for point in points:
             places, given = self._given[holders[point - 1]]
-            rows.append(given[places[owner]])
-        return np.stack(rows)
+            start = SHARE_BYTES * places[owner]
+            shares.append(given[start : start + SHARE_BYTES])
+        return _limbs(b"".join(shares))
 
     def _is_secret(self, name: str, secret: bytes) -> bool:
         """Whether it is what the client's advert or hash says."""
@@ -220,3 +239,8 @@ class Unmasking(Secret):
             ) from None
         self.faulty |= {holders[point - 1] for point in wrong}
         return secret
+
+
+def _limbs(shares: bytes) -> NDArray[np.uint32]:
+    """Shares as they came, a row each."""
+    return np.frombuffer(shares, "<u4").reshape(-1, shamir.LIMBS)

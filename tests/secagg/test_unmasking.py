@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import RoundAborted, shamir
+from secagg import RoundAborted, shamir, unmasking
 from secagg.graph import Graph, threshold
 from secagg.keys import Secret
 from secagg.sharing import SHARE_BYTES
@@ -240,6 +240,46 @@ def test_more_wrong_shares_than_can_be_told_apart_release_nothing_or_the_right_s
             assert f"shares of {owner!r} do not give its secret back" in str(error)  # noqa: PT017
     assert released[:3] == [0, 1, 2]
     assert 5 not in released, "three right shares are fewer than the threshold"
+
+
+@given(st.binary(min_size=4, max_size=4), st.sampled_from([2, 4, 256]), st.data())
+@settings(max_examples=25)
+def test_on_a_ring_wrong_shares_are_found_and_named_where_they_are_used(seed, at_once, data):
+    """Nine holders, threshold 4, of each owner up to two wrong shares: decoding corrects as many."""
+    graph = Graph.harary(names(14), 8, seed)
+    survivors = [name for name in names(14) if name not in ("c01", "c05")]
+    case = Sum(dealt(graph, 4), names(14), survivors)
+    answering = {owner: [h for h in graph.holders(owner) if h in survivors] for owner in names(14)}
+    owners = data.draw(st.sets(st.sampled_from(names(14)), max_size=5))
+    wrong = {
+        owner: data.draw(st.sets(st.sampled_from(answering[owner]), min_size=1, max_size=2))
+        for owner in sorted(owners)
+        if len(answering[owner]) >= 8
+    }
+    for name in survivors:
+        case.take(name, {owner for owner, liars in wrong.items() if name in liars})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unmasking, "_AT_ONCE", at_once)
+        assert np.array_equal(case.removed(), case.plain)
+    # The first four that answered are used; the others' shares are looked at if those do not fit.
+    used = {owner: liars for owner, liars in wrong.items() if liars & {*answering[owner][:4]}}
+    assert case.unmasking.faulty == set().union(*used.values())
+
+
+@pytest.mark.parametrize("owner", ["c01", "c02"])
+def test_on_a_ring_whoever_dealt_shares_of_something_else_is_named(owner):
+    """One that dropped, and one that survived."""
+    graph = Graph.harary(names(14), 8, b"ring")
+    case = Sum(dealt(graph, 4), names(14), [name for name in names(14) if name != "c01"])
+    if owner == "c01":
+        case.made.publics[owner] = dealt(Graph.complete(names(3)), 2).publics["c00"]
+    else:
+        case.made.hashes[owner] = bytes(32)
+    for name in sorted(case.survivors):
+        case.take(name)
+    with pytest.raises(RoundAborted, match=f"{owner!r} do not give its secret back") as info:
+        case.removed()
+    assert info.value.blame == (owner,)
 
 
 def test_whoever_dealt_shares_of_something_else_is_named():
