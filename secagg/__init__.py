@@ -119,7 +119,7 @@ else:  # hidden from type checkers, so that a misspelt name is an error to them
     ]
 
     def __getattr__(name: str) -> object:
-        if name in _LATER:
+        if name in _LATER or name in ("bitwise", "simulate"):
             return import_module(f".{name}", __name__)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .errors import EncodingError
 from .layout import BLOCK, Run
 from .reductions import Bounded, MaskedReduction, Source
-from .reductions.base import NOT_FINITE, first_not_finite, not_finite_at, outside
+from .reductions.base import NOT_FINITE, at, first_not_finite, outside
 from .reductions.sums import peak_level
 
 Words: TypeAlias = NDArray[np.uint64]
@@ -85,7 +85,18 @@ def refusal_not_finite(run: Run, given: Given) -> EncodingError:
     entry = first_not_finite(given.field.source(run.kind, given.values), run.size)
     if entry is None:  # It has been changed again since it was seen.
         return refusal(run.field, NOT_FINITE)
-    return refusal(run.field, not_finite_at(given.field.index_of(entry, given.values)))
+    return refusal(run.field, at(NOT_FINITE, given.field.index_of(entry, given.values)))
+
+
+def refusal_outside(run: Run, given: Given, start: int, integers: NDArray[Any]) -> EncodingError:
+    """Integers beyond a run's limits, given those from entry `start` on: where the first is."""
+    why = outside(run.low, run.high)
+    # A type's own limits may lie within the run's, which it cannot be compared with then.
+    wrong = np.flatnonzero((integers.astype(object) < run.low) | (integers.astype(object) > run.high))
+    if not given.field.entrywise or not wrong.size:
+        return refusal(run.field, why)
+    index = given.field.index_of(start + int(wrong[0]), given.values)
+    return refusal(run.field, at(why, index) + ". Raise the limit that the field declares, or leave it out")
 
 
 def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: Target) -> Iterator[Words]:
@@ -113,7 +124,8 @@ def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: T
                 np.multiply(x, scale, out=t, dtype=np.float64)
             if largest > bound:
                 if weight:
-                    given.clipped += int(np.count_nonzero(x > bound)) + int(np.count_nonzero(x < -bound))
+                    most = _largest(x.dtype, bound)
+                    given.clipped += int(np.count_nonzero(x > most)) + int(np.count_nonzero(x < -most))
                 np.clip(t, -levels, levels, out=t)
             # ⌊t + L + u⌋ with u uniform in [0, 1) is t's upper level with the probability of its fraction. It
             # is at most 2L: t <= L + 2^-25 as the scale is rounded (L < 2^27), and u <= 1 - 2^-24 in float32.
@@ -127,6 +139,18 @@ def _fixed(run: Run, given: Given, source: Source, rounding: Rounding, target: T
                 q += constant
             _pack(words, q, shift)
         yield words
+
+
+def _largest(dtype: np.dtype[Any], bound: float) -> Any:
+    """The largest value of a type that is not beyond the bound.
+
+    numpy compares a float32 with the float32 nearest to the bound, which may be larger than the bound.
+    """
+    if dtype.kind != "f":
+        return bound
+    with np.errstate(over="ignore"):
+        nearest = dtype.type(bound)
+    return nearest if nearest <= np.longdouble(bound) else np.nextafter(nearest, dtype.type(0))
 
 
 def _rounded(run: Run, given: Given, source: Source, rounding: Rounding, target: Target) -> Iterator[Words]:
@@ -156,7 +180,7 @@ def _integers(run: Run, given: Given, source: Source, target: Target) -> Iterato
         for where, shift in lanes:
             x = source(where)
             if int(x.min()) < run.low or int(x.max()) > run.high:
-                raise refusal(run.field, outside(run.low, run.high))
+                raise refusal_outside(run, given, where.start, x)
             q = coded[: x.size]
             np.copyto(q.view(np.int64), x, casting="unsafe")
             q *= np.uint64(given.weight)  # Modulo 2^64, as is the sum below: w·x + offset is in 0..top.

@@ -22,13 +22,14 @@ from .blocks import (
     encode_run,
     refusal,
     refusal_not_finite,
+    refusal_outside,
 )
 from .blocks import Rounding as Rounding
 from .blocks import Words as Words
 from .errors import EncodingError, SchemaError
 from .layout import BLOCK, COUNT_WORD, HEADER_WORDS, ZERO_WORD, Run, largest_weight, lay_out
 from .reductions import Adaptive, Bounded, MaskedReduction
-from .reductions.base import NOT_FINITE, first_not_finite, not_finite_at, outside
+from .reductions.base import NOT_FINITE, at, first_not_finite, outside
 from .schema import Schema
 
 
@@ -64,7 +65,7 @@ class Encoding:
         num_clients: Largest number of vectors that will be added.
 
     Raises:
-        SchemaError: If a lane needs more than 64 bits.
+        SchemaError: If a lane needs more than 64 bits, or an argument is of another type.
 
     Example:
         >>> import numpy as np
@@ -77,6 +78,8 @@ class Encoding:
     """
 
     def __init__(self, schema: Schema, num_clients: int) -> None:
+        if not isinstance(schema, Schema):
+            raise SchemaError(f"Expected a Schema, got {type(schema).__name__}. Wrap it: Schema(fields).")
         if isinstance(num_clients, bool) or not isinstance(num_clients, int) or num_clients < 1:
             raise SchemaError(f"Expected num_clients to be a positive integer, got {num_clients!r}.")
         self.schema = schema
@@ -217,7 +220,10 @@ class Encoding:
         arrays = {}
         for name, field in masked.items():
             if name not in values:
-                raise EncodingError(f"Expected a value of field {name!r}, got {sorted(map(str, values))}.")
+                raise EncodingError(
+                    f"Expected a value of field {name!r}, got {sorted(map(str, values))}. Give each masked "
+                    "field one."
+                )
             arrays[name] = _arranged(name, field, values[name])
         return {
             name: Given(field, arrays[name], self._weight(field, arrays)) for name, field in masked.items()
@@ -317,9 +323,10 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
         ) from error
     arranged = field.arranged(array)
     if arranged is None:
+        undeclared = "" if field.shape is not None else ", or fill it with Schema.resolve()"
         raise EncodingError(
-            f"Field {name!r}: expected {field.expects}, got {array.shape}. Declare shape= with "
-            "the field or fill it with Schema.resolve()."
+            f"Field {name!r}: expected {field.expects}, got shape {array.shape}. Reshape the value, or "
+            f"declare shape={array.shape} with the field{undeclared}."
         )
     kinds, wanted = field.accepts
     if array.dtype.kind not in kinds and array.size:
@@ -332,7 +339,7 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
             first_not_finite(arranged.reshape(-1).__getitem__, arranged.size) if why == NOT_FINITE else None
         )
         if entry is not None:
-            why = not_finite_at(tuple(int(place) for place in np.unravel_index(entry, array.shape)))
+            why = at(why, tuple(int(place) for place in np.unravel_index(entry, array.shape)))
         raise refusal(name, why)
     return arranged
 
@@ -352,6 +359,6 @@ def _verify_range(run: Run, given: Given) -> None:
         x = source(slice(low, min(low + BLOCK, run.size)))
         least, most = x.min(), x.max()
         if run.carrier == "integer" and (int(least) < run.low or int(most) > run.high):
-            raise refusal(run.field, outside(run.low, run.high))
+            raise refusal_outside(run, given, low, x)
         if not (np.isfinite(least) and np.isfinite(most)):
             raise refusal_not_finite(run, given)

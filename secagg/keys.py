@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
@@ -152,15 +153,25 @@ class Identity(Secret):
             raise IdentityError(
                 f"Expected {path} to be readable by its owner only, got mode {mode:04o}. chmod 600."
             )
+        identity = cls._read(path)
+        if identity is None:
+            raise IdentityError(
+                f"Expected a key file written by Identity.save, got something else in {path}. Restore it "
+                "from a copy, or make a new identity and have its public key pinned."
+            )
+        return identity
+
+    @classmethod
+    def _read(cls, path: Path) -> Identity | None:
+        """The identity in a file, None if there is none.
+
+        No error leaves here: its cause, or the variables of this frame, would quote a file that holds a key.
+        """
         try:
             stored = json.loads(path.read_text("utf-8"))
-            name, secret = stored["name"], bytes.fromhex(stored["private_key"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            # Not chained: the cause would quote the file, and the file holds a key.
-            raise IdentityError(
-                f"Expected a key file written by Identity.save, got something else in {path}."
-            ) from None
-        return cls(name, secret)
+            return cls(stored["name"], bytes.fromhex(stored["private_key"]))
+        except (ValueError, TypeError, KeyError, RecursionError, IdentityError):
+            return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -195,7 +206,7 @@ class Roster:
     Example:
         >>> server, client = Identity.generate("server"), Identity.generate("c0")
         >>> Roster(server.public_key, {"c0": client.public_key})
-        Roster(1 clients)
+        Roster(1 clients, fingerprint=...)
     """
 
     server: bytes
@@ -217,8 +228,14 @@ class Roster:
             owners[key] = name
         object.__setattr__(self, "clients", MappingProxyType(dict(sorted(self.clients.items()))))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of a hash of all keys and ids, to compare by eye."""
+        clients = (part for name, key in self.clients.items() for part in (name.encode(), key))
+        return hash_parts("roster of identities", self.server, *clients).hex()[:16]
+
     def __repr__(self) -> str:
-        return f"Roster({len(self.clients)} clients)"
+        return f"Roster({len(self.clients)} clients, fingerprint={self.fingerprint})"
 
     def __hash__(self) -> int:
         return hash((self.server, tuple(self.clients.items())))
@@ -232,18 +249,51 @@ class Roster:
     def from_json(cls, text: str) -> Roster:
         """Inverse of `to_json`; raises IdentityError for anything else."""
         try:
-            stored = json.loads(text)
+            stored = json.loads(text, object_pairs_hook=_each_once)
+            if stored.keys() != {"format", "server", "clients"} or stored["format"] != 1:
+                raise ValueError("another format")
             server = bytes.fromhex(stored["server"])
             clients = {name: bytes.fromhex(key) for name, key in stored["clients"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise IdentityError("Expected a roster written by Roster.to_json, got something else.") from error
+            raise IdentityError(
+                "Expected a roster of format 1, written by Roster.to_json, with each client once; got "
+                "something else."
+            ) from error
         return cls(server, clients)
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file."""
-        Path(path).write_text(self.to_json(), "utf-8")
+        """Write `to_json` to a file, all at once: a reader finds the roster before or this one."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
     @classmethod
     def load(cls, path: str | Path) -> Roster:
-        """Read a file that `save` wrote."""
-        return cls.from_json(Path(path).read_text("utf-8"))
+        """Read a file that `save` wrote.
+
+        Raises:
+            IdentityError: If it holds no roster.
+            OSError: If it cannot be read.
+        """
+        try:
+            return cls.from_json(Path(path).read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise IdentityError(
+                f"Expected a roster written by Roster.save in {path}, got no text."
+            ) from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys differ; readers that keep the first or the last of two would differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found

@@ -109,7 +109,7 @@ class Schema(Mapping[str, Reduction]):
         return hash(self._bytes)
 
     def __repr__(self) -> str:
-        return f"Schema({', '.join(f'{name}: {field.kind}' for name, field in self._fields.items())})"
+        return f"Schema({', '.join(f'{name}: {field}' for name, field in self._fields.items())})"
 
     @property
     def masked(self) -> dict[str, MaskedReduction]:

@@ -62,4 +62,5 @@ class Spool:
 
     def __del__(self) -> None:
         """A server that is let go in mid-round has nobody to close its spools."""
-        self.close()
+        if hasattr(self, "_file"):  # it is missing where no file could be made
+            self.close()

@@ -61,6 +61,10 @@ class Lanes:
     guard_bits: int = 0
 
 
+_SHOWN: Final = 8
+"""Entries of a tuple that a text shows."""
+
+
 class Reduction(ABC):
     """How a field's values combine. Subclasses are frozen dataclasses: equal, hashable, JSON by construction.
 
@@ -91,6 +95,16 @@ class Reduction(ABC):
     @abstractmethod
     def reduce(self, values: Sequence[Any], weights: Sequence[Any] | None = None) -> Any:
         """Combine the clients' values in clear: the reference that the masked path must reproduce."""
+
+    def __str__(self) -> str:
+        """The kind, with what was not left at its default; long lists by their length."""
+        said = []
+        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, field.name)
+            if field.init and value != field.default:
+                many = isinstance(value, tuple) and len(value) > _SHOWN
+                said.append(f"{field.name}={f'<{len(value)} values>' if many else value}")
+        return f"{self.kind}({', '.join(said)})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description; `reduction_from_dict` is its inverse."""
@@ -251,11 +265,9 @@ def first_not_finite(source: Source, size: int) -> int | None:
     return None
 
 
-def not_finite_at(index: tuple[int, ...]) -> str:
-    """What is wrong with numbers of which one is not finite, by its place; a scalar has none."""
-    if not index:
-        return NOT_FINITE
-    return f"{NOT_FINITE}, first at index {index[0] if len(index) == 1 else index}"
+def at(why: str, index: tuple[int, ...]) -> str:
+    """What is wrong with numbers, and the place of the first that is; a scalar has none."""
+    return f"{why}, first at index {index[0] if len(index) == 1 else index}" if index else why
 
 
 def verify_number(what: str, value: Any) -> float:

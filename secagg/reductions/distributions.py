@@ -159,7 +159,8 @@ class Moments(_Distribution):
         def levels(where: slice) -> NDArray[np.float64]:
             total = np.zeros(where.stop - where.start)
             for rows in self._rows(values):
-                x = np.clip(values[rows, where].astype(np.float64) / self.bound, -1.0, 1.0)
+                # Clipped first: the quotient of what is far beyond a tiny bound would overflow.
+                x = np.clip(values[rows, where].astype(np.float64), -self.bound, self.bound) / self.bound
                 total += np.sum(x**power, axis=0)
             return total * self.levels
 
@@ -212,7 +213,10 @@ class Histogram(_Distribution):
             raise SchemaError(f"Expected {self.kind} bins: 2 to {MAX_BINS + 1} edges, got {_shown(edges)}.")
         edges = tuple(verify_number(f"each edge of {self.kind}", edge) for edge in edges)
         if any(not low < high for low, high in pairwise(edges)):
-            raise SchemaError(f"Expected {self.kind} edges in ascending order, each once.")
+            raise SchemaError(
+                f"Expected {self.kind} edges in ascending order, each once. Sort bins=, or give "
+                "range=(low, high)."
+            )
         object.__setattr__(self, "edges", edges)
 
     @property

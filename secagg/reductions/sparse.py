@@ -125,7 +125,9 @@ def _verified_indices(indices: Any) -> tuple[int, ...] | range:
         raise SchemaError("Expected at least one sparse index, got none.")
     places = tuple(verify_int("each sparse index", index, 0, MAX_SIZE) for index in indices)
     if any(not low < high for low, high in pairwise(places)):
-        raise SchemaError("Expected sparse indices in ascending order, each once. Sort them.")
+        raise SchemaError(
+            "Expected sparse indices in ascending order, each once. Sort them and drop doubles."
+        )
     return places
 
 

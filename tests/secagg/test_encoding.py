@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -231,8 +232,8 @@ FINE = {"a.b": [0.0, 1.0], "n": 3, "i": -5, "m": 0.5}
         ({"a.b": None}, r"'a.b': expected shape \(2,\), got None. Give it a value"),
         ({"a.b": [np.inf, 0.0]}, "'a.b': expected finite"),
         ({"a.b": [-np.inf, 0.0]}, "'a.b': expected finite"),
-        ({"a.b": [[0.0, 1.0]]}, r"'a.b': expected shape \(2,\), got \(1, 2\)"),
-        ({"a.b": 1.0}, r"'a.b': expected shape \(2,\), got \(\)"),
+        ({"a.b": [[0.0, 1.0]]}, r"'a.b': expected shape \(2,\), got shape \(1, 2\)"),
+        ({"a.b": 1.0}, r"'a.b': expected shape \(2,\), got shape \(\)"),
         ({"a.b": ["x", "y"]}, "'a.b': expected real numbers, got dtype <U1"),
         ({"a.b": [1j, 0]}, "'a.b': expected real numbers, got dtype complex128"),
         ({"a.b": [object(), 0]}, "'a.b': expected real numbers, got dtype object"),
@@ -407,3 +408,41 @@ def test_values_depend_on_the_rounding_source_only_below_a_quantum(rng):
 def test_reprs_are_short():
     assert "words=" in repr(Encoding(SCHEMA, 4))
     assert Run("x", "value", 5, 2, 1, 32, 0).words == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("bound", [0.1, 1 / 3, 0.7, 1.0007, 1e-30, 65503.0])
+def test_whatever_is_beyond_the_bound_is_counted_exactly_in_every_type(dtype, bound, rng):
+    """The nearest float32 to a bound may be beyond it: comparisons in that type would not see it."""
+    kind = np.dtype(dtype)
+    nearest = kind.newbyteorder("=").type(bound)
+    with np.errstate(over="ignore", under="ignore"):
+        around = [nearest, np.nextafter(nearest, type(nearest)(0)), np.nextafter(nearest, type(nearest)(1e4))]
+    values = np.array([sign * value for value in around for sign in (1, -1)], kind)
+    values = values[np.isfinite(values)]
+    beyond = sum(abs(Fraction(float(value))) > Fraction(bound) for value in values)
+    encoding = Encoding(Schema(x=summed(bound, shape=values.shape), m=moments(bound)), 3)
+    found = encoding.decode(encoding.encode({"x": values, "m": values}, rng), 1)
+    assert found.clipped == {"x": beyond, "m": beyond}
+
+
+def test_an_integer_out_of_range_is_named_by_its_place(rng):
+    encoding = Encoding(Schema(n=counted(at_most=9, shape=(2, 3))), 3)
+    with pytest.raises(EncodingError, match=re.escape("0..9, got one outside, first at index (1, 2).")):
+        encoding.encode({"n": [[1, 2, 3], [4, 5, 10]]}, rng)
+    with pytest.raises(EncodingError, match=re.escape("first at index (0, 1)")):
+        list(encoding.stream({"n": np.array([[1, -2, 3], [4, 5, 10]], np.int8)}, rng))
+
+
+def test_a_shape_that_does_not_fit_is_answered_with_what_would(rng):
+    with pytest.raises(
+        EncodingError, match=re.escape("got shape (4,). Reshape the value, or declare shape=(4,)")
+    ):
+        Encoding(Schema(x=summed(1.0, shape=(3,))), 3).encode({"x": np.zeros(4)}, rng)
+    with pytest.raises(EncodingError, match=r"or fill it with Schema\.resolve"):
+        Encoding(Schema(x=summed(1.0)), 3).encode({"x": np.zeros(4)}, rng)
+
+
+def test_what_is_no_schema_is_refused_with_the_remedy():
+    with pytest.raises(SchemaError, match=re.escape("Wrap it: Schema(fields)")):
+        Encoding({"x": summed(1.0)}, 3)

@@ -224,7 +224,7 @@ def test_a_schema_is_a_read_only_mapping():
     schema = Schema(x=summed(1.0), n=counted())
     assert list(schema) == ["x", "n"]
     assert len(schema) == 2
-    assert repr(schema) == "Schema(x: summed, n: counted)"
+    assert repr(schema) == "Schema(x: summed(bound=1.0), n: counted())"
     assert schema != {"x": 1}
     assert list(schema.masked) == ["x", "n"]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
+import traceback
 
 import pytest
 
@@ -80,7 +83,7 @@ def test_a_roster_survives_json_and_is_ordered_by_id(tmp_path):
     again = Roster.load(tmp_path / "roster.json")
     assert again == roster
     assert hash(again) == hash(roster)
-    assert repr(roster) == "Roster(4 clients)"
+    assert repr(roster) == f"Roster(4 clients, fingerprint={roster.fingerprint})"
     with pytest.raises(TypeError):
         roster.clients["c9"] = bytes(32)  # type: ignore[index]
 
@@ -106,3 +109,65 @@ def test_keys_of_another_length_are_refused(key):
 def test_text_that_is_no_roster_is_refused(text):
     with pytest.raises(IdentityError):
         Roster.from_json(text)
+
+
+def test_a_damaged_key_file_is_quoted_nowhere_in_the_error(tmp_path):
+    path = tmp_path / "key.json"
+    Identity.generate("clinic").save(path)
+    text = path.read_text("utf-8")
+    secret = json.loads(text)["private_key"]
+    for damaged in (
+        text.rstrip()[:-1],
+        text.replace('"name": "clinic"', '"name": ""'),
+        text.replace(secret, secret[:-2]),
+    ):
+        path.write_text(damaged, "utf-8")
+        with pytest.raises(IdentityError) as caught:
+            Identity.load(path)
+        assert caught.value.__context__ is None
+        trace = caught.value.__traceback__
+        assert trace is not None
+        ours = traceback.StackSummary.extract(traceback.walk_tb(trace.tb_next), capture_locals=True)
+        assert len(ours) == 1, "one frame of the library"
+        assert secret[:-2] not in "".join(ours.format())
+
+
+def test_a_roster_is_read_in_one_way_only(tmp_path):
+    server, client = Identity.generate("server").public_key.hex(), Identity.generate("c").public_key.hex()
+    texts = [
+        f'{{"format": 1, "server": "{server}", "clients": {{"c": "{client}", "c": "{server}"}}}}',
+        f'{{"format": 2, "server": "{server}", "clients": {{"c": "{client}"}}}}',
+        f'{{"format": 1, "server": "{server}", "clients": {{"c": "{client}"}}, "more": 1}}',
+        f'{{"server": "{server}", "clients": {{"c": "{client}"}}}}',
+    ]
+    for text in texts:
+        with pytest.raises(IdentityError, match="each client once"):
+            Roster.from_json(text)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(IdentityError, match="got no text"):
+        Roster.load(tmp_path / "binary")
+
+
+def test_rosters_have_one_fingerprint_if_and_only_if_they_are_equal():
+    keys = [Identity.generate("x").public_key for _ in range(4)]
+    roster = Roster(keys[0], {"a": keys[1], "b": keys[2]})
+    others = [
+        Roster(keys[3], {"a": keys[1], "b": keys[2]}),
+        Roster(keys[0], {"a": keys[2], "b": keys[1]}),
+        Roster(keys[0], {"a": keys[1]}),
+        Roster(keys[0], {"a": keys[1], "c": keys[2]}),
+    ]
+    assert Roster(keys[0], {"b": keys[2], "a": keys[1]}).fingerprint == roster.fingerprint
+    assert len({roster.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert roster.fingerprint in repr(roster)
+
+
+def test_a_roster_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "roster.json"
+    first = Roster(Identity.generate("s").public_key, {})
+    first.save(path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        Roster(Identity.generate("s").public_key, {}).save(path)
+    assert Roster.load(path) == first
+    assert [each.name for each in tmp_path.iterdir()] == ["roster.json"]

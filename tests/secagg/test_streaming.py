@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from secagg import EncodingError, MessageError, PhaseError, RoundReused, Schema, counted, summed
+from secagg.spool import Spool
 from tests.secagg.parties import Parties, finish, make_parties, ready, run_round
 
 SIZE = 5_000
@@ -183,3 +185,9 @@ def test_memory_is_bounded_by_the_part_at_the_client_and_at_the_server(tmp_path:
     assert peak < 8e6
     assert np.shares_memory(result.values["x"], received)
     assert np.abs(received - 3 * source.astype(np.float64)).max() <= 3 / (2**15 - 1)
+
+
+def test_a_spool_that_finds_no_room_for_its_file_says_so_and_nothing_else(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Spool(tmp_path / "missing")
+    gc.collect()  # warnings are errors here: one from its finalizer would be, too
