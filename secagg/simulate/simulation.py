@@ -16,10 +16,11 @@ import numpy as np
 
 from ..encoding import Encoding
 from ..errors import PolicyError
-from ..graph import Plan, failure_bound, plan, privacy_bound, smallest_sum
+from ..graph import COMPLETE_UP_TO, Plan, failure_bound, plan, privacy_bound, smallest_sum
+from ..graph import threshold as shares_needed
 from ..messages import MAX_CLIENTS
 from ..policy import PRIVACY, Policy
-from .batched import draw_losses, sum_by_segments
+from .batched import NEVER, draw_losses, sum_by_segments
 from .machines import STAGES, Progress
 from .outcome import COLLUDERS, Simulation
 from .parties import estimate_parties, sum_by_machines
@@ -55,7 +56,8 @@ def simulate(
         dropout: Fraction of them that is lost, in [0, 1).
         colluders: Fraction of them that may work with the server, in [0, 1). By default a quarter of what
             `Policy` and `secagg.plan` assume, for speed: give 0.2 to see what those ask for.
-        degree: Neighbours of a client, even; 0 for all the others. By default `secagg.graph.plan` says.
+        degree: Neighbours of a client, even; 0 for all the others, as it always is among up to 32. By default
+            `secagg.graph.plan` says.
         threshold: Shares that give a secret back; to be given with `degree`.
         bits: Bits of a number.
         lost_at: One of `STAGES` at which all are lost that are; by default all stages alike.
@@ -67,7 +69,8 @@ def simulate(
         progress: Called with what is done and the fraction of it.
 
     Returns:
-        What the round gave and cost; look at `correct` first.
+        What the round gave and cost; look at `correct` first. Its graph is the one that ran: where losses
+        leave 32 adverts or fewer, the complete one.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -87,10 +90,13 @@ def simulate(
         raise ValueError(f"Expected processes >= 1, got {processes}. Leave it out for one a core.")
     if lost_at is not None and lost_at not in STAGES:
         raise ValueError(f"Expected lost_at as one of {STAGES}, got {lost_at!r}.")
-    if machines is False and not chosen.degree:
+    lost = draw_losses(clients, dropout, lost_at)
+    here = int(np.count_nonzero(lost > STAGES.index("advert")))
+    ran = _as_run(chosen, here, here - int(np.count_nonzero(lost == NEVER)))
+    if machines is False and not ran.degree:
         raise ValueError(
             f"Expected a graph with few neighbours for a round without machines, got the complete one for "
-            f"{clients} clients. Give degree= and threshold=, or leave machines= out."
+            f"{here} clients. Give degree= and threshold=, or leave machines= out."
         )
     schema = field_schema(entries, bits)
     policy = Policy(
@@ -100,14 +106,12 @@ def simulate(
         max_clients=MAX_CLIENTS,
     )
     names = tuple(f"c{i:06d}" for i in range(clients))
-    lost = draw_losses(clients, dropout, lost_at)
     client = server = None
-    if machines or (machines is None and (not chosen.degree or clients <= MACHINES_UP_TO)):
+    if machines or (machines is None and (not ran.degree or clients <= MACHINES_UP_TO)):
         method, processes = "machines", 1
         summed, client, server = sum_by_machines(names, lost, chosen, schema, policy, progress)
     else:
         method, processes = "segments", processes or _cores()
-        here = int(np.count_nonzero(lost > STAGES.index("advert")))
         beside = functools.partial(estimate_parties, clients, here, chosen, entries, bits)
         summed, parties = sum_by_segments(
             names,
@@ -132,11 +136,11 @@ def simulate(
         words=Encoding(schema, clients).words,
         survivors=summed.survivors,
         lost={stage: int(np.count_nonzero(lost == place)) for place, stage in enumerate(STAGES)},
-        degree=chosen.degree,
-        threshold=chosen.threshold,
+        degree=ran.degree,
+        threshold=ran.threshold,
         colluders=colluders,
-        privacy=chosen.privacy,
-        failure=chosen.failure,
+        privacy=ran.privacy,
+        failure=ran.failure,
         method=method,
         processes=processes,
         seconds=time.perf_counter() - began,
@@ -152,6 +156,26 @@ def simulate(
 def _cores() -> int:
     """Cores that this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_run(chosen: Plan, advertised: int, lost_later: int) -> Plan:
+    """The plan of the graph that is drawn: few adverts make a complete one, whatever degree is offered.
+
+    The rule is that of `secagg.graph.draw`.
+    """
+    if advertised > COMPLETE_UP_TO and 0 < chosen.degree <= advertised - 2:
+        return chosen
+    needed = shares_needed(chosen.fraction, advertised)
+    return Plan(
+        advertised,
+        chosen.colluders,
+        0,
+        needed,
+        chosen.fraction,
+        privacy_bound(advertised, 0, needed, chosen.colluders),
+        failure_bound(advertised, 0, needed, lost_later / advertised),
+        smallest_sum(advertised, 0, needed, chosen.colluders),
+    )
 
 
 def plan_round(
@@ -175,7 +199,18 @@ def plan_round(
             return plan(clients, colluders=colluders, dropout=dropout, privacy=PRIVACY / 4)
         except ValueError as error:
             raise PolicyError(str(error)) from error
+    if degree and clients <= COMPLETE_UP_TO:
+        raise ValueError(
+            f"Expected no degree, or degree=0, for {clients} clients, got degree={degree}: up to "
+            f"{COMPLETE_UP_TO} everybody is everybody's neighbour. Leave degree and threshold out."
+        )
     holders = degree + 1 if degree else clients
+    if 2 * threshold <= holders:
+        raise PolicyError(
+            f"Expected a threshold of more than half of the {holders} that hold shares of a secret (degree + "
+            f"1, or all), got threshold={threshold}. Give {holders // 2 + 1} or more, or leave degree and "
+            "threshold out."
+        )
     return Plan(
         clients,
         colluders,

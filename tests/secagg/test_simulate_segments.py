@@ -9,13 +9,14 @@ import pytest
 
 from secagg import CohortError, PolicyError, shamir
 from secagg.ephemeral import Binding, MaskKey, PublicKeys, pair_mask_key
-from secagg.graph import plan
+from secagg.graph import Plan, draw, plan
 from secagg.masks import BLOCK_BYTES, Mask, add_masks
 from secagg.policy import Policy
 from secagg.simulate import STAGES, Simulation, parties, segment, simulate
 from secagg.simulate.batched import NEVER, _draw_graph, _Ring, draw_losses
 from secagg.simulate.pairs import Applier, PairKeys, Side
 from secagg.simulate.segment import draw_values, field_schema, megabytes
+from secagg.simulate.simulation import _as_run
 
 
 def simulated(dropout: float = 0.1, lost_at: str | None = None, processes: int = 1) -> Simulation:
@@ -180,6 +181,34 @@ def test_an_estimate_says_the_bytes_that_real_machines_send() -> None:
     assert client.bytes_down == pytest.approx(real.bytes_down, abs=4)  # lengths of lists in msgpack
     assert server.bytes_up == of_server.bytes_up
     assert set(client.seconds) == set(real.seconds)
+
+
+def test_what_is_reported_is_the_graph_that_ran() -> None:
+    """Of 40 clients 10 lost at the advert leave 30: a complete graph, though 14 neighbours are offered."""
+    offered = plan(40, colluders=0.05, dropout=0.1)
+    graph = draw([f"c{i}" for i in range(30)], offered.degree, bytes(32))
+    done = simulate(
+        40, 5, 0.25, degree=offered.degree, threshold=offered.threshold, lost_at="advert", estimate=False
+    )
+    assert offered.degree > 0
+    assert graph.degree == 0
+    assert (done.degree, done.threshold) == (0, graph.threshold(offered.fraction))
+    assert (done.privacy, done.failure, done.survivors) == (0, 0, 30)
+    with pytest.raises(ValueError, match="complete one for 30 clients"):
+        simulate(40, 5, 0.25, degree=14, threshold=11, lost_at="advert", machines=False)
+    kept = simulate(40, 5, 0.1, degree=offered.degree, threshold=offered.threshold, lost_at="advert")
+    assert (kept.degree, kept.threshold) == (offered.degree, offered.threshold)
+
+
+@pytest.mark.parametrize(
+    ("advertised", "degree"), [(32, 14), (33, 14), (33, 32), (34, 32), (60, 58), (59, 58)]
+)
+def test_which_graph_runs_is_what_is_drawn(advertised: int, degree: int) -> None:
+    drawn = draw([f"c{i}" for i in range(advertised)], degree, bytes(32))
+    fraction = (degree // 2 + 8) / (degree + 1)
+    chosen = Plan(80, 0.0, degree, degree // 2 + 8, fraction, 0.0, 0.0, 1)
+    ran = _as_run(chosen, advertised, 0)
+    assert (ran.degree, ran.threshold) == (drawn.degree, drawn.threshold(fraction))
 
 
 def test_real_machines_run_a_round_on_a_ring() -> None:
