@@ -34,7 +34,7 @@ class Rounding(Protocol):
         """Fill `out` with independent uniform draws from [0, 1), multiples of 2^-24."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Given:
     """One client's values of one field, and what encoding them has shown.
 

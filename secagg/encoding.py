@@ -321,6 +321,9 @@ def _arranged(name: str, field: MaskedReduction, value: Any) -> NDArray[Any]:
         raise EncodingError(
             f"Field {name!r}: expected an array of numbers, got {type(value).__name__}.{_as_array(value)}"
         ) from error
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):  # What no float64 holds becomes infinite, and is refused below.
+            array = array.astype(np.float64)
     arranged = field.arranged(array)
     if arranged is None:
         undeclared = "" if field.shape is not None else ", or fill it with Schema.resolve()"

@@ -461,7 +461,7 @@ def local() -> Any:
     return Local()
 
 
-def adaptive(initial: float = 1.0, at_most: float = 2.0**16) -> Any:
+def adaptive(initial: float = 1.0, at_most: float = 2.0**16, at_least: float | None = None) -> Any:
     """A bound that follows the values: for `summed` and `averaged` fields of unknown size.
 
     The wanted bound is twice the largest absolute value of any client, overestimated by a factor of at most
@@ -472,25 +472,27 @@ def adaptive(initial: float = 1.0, at_most: float = 2.0**16) -> Any:
     in its offer, and every client that took part can derive the same.
 
     Guarantees:
-        - No bound passes `at_most`, whatever a server offers.
+        - No bound passes `at_most`, or falls below `at_least`, whatever a server offers.
         - Where the largest value of a round is less than 1.9 times that of the round before, nothing is
           clipped once the bound has passed it.
 
     Args:
         initial: Bound of the first round, value units.
         at_most: Cap, value units.
+        at_least: Floor, value units; by default `initial` / 2^20. A server that offers false bounds chooses
+            within these limits how values are clipped, and so what their sum tells.
 
     Returns:
         The bound, to be given to `summed` or `averaged`.
 
     Raises:
-        SchemaError: If a bound is not finite and positive, or `initial` is above `at_most`.
+        SchemaError: If a bound is not finite and positive, or `initial` is not within the limits.
 
     Example:
         >>> summed(adaptive(initial=0.5)).limit
         0.5
     """
-    return Adaptive(initial, at_most)
+    return Adaptive(initial, at_most, at_least=at_least)
 
 
 def union() -> Any:

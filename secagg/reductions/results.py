@@ -125,8 +125,13 @@ class BinCounts(_Result):
 
         Returns:
             Quantiles: the shape of `q`, then that of one value.
+
+        Raises:
+            ValueError: If a share is not in [0, 1].
         """
         shares = np.asarray(q, np.float64)
+        if not np.all((shares >= 0) & (shares <= 1)):
+            raise ValueError(f"Expected shares in [0, 1], got q={q!r}.")
         full = np.asarray(self)
         cumulated = np.cumsum(full, axis=-1)
         total = cumulated[..., -1]

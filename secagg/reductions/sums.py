@@ -35,6 +35,7 @@ PEAK_LEVELS: Final = 2**40
 _HEADROOM: Final = 2.0
 _DECAY: Final = 0.97
 _FAR: Final = 4.0
+_LOWEST: Final = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +46,35 @@ class Adaptive:
         initial: Bound of the first round.
         at_most: Cap that no offer of a server can pass.
         now: Bound of the round that this schema describes; None before the first.
+        at_least: Floor that no offer can go below: with a tiny bound the sum of clipped values would tell
+            signs, and the number of clipped ones how many values are beyond whatever the server likes.
     """
 
     initial: float
     at_most: float
     now: float | None = None
+    at_least: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse bounds that are not positive, finite and under the cap."""
-        for name in ("initial", "at_most", "now"):
+        """Refuse bounds that are not positive, finite and between floor and cap."""
+        for name in ("initial", "at_most", "now", "at_least"):
             value = getattr(self, name)
             if value is not None:
                 verify_bound(f"adaptive {name}", value)
                 object.__setattr__(self, name, float(value))
-        if self.value > self.at_most:
-            raise SchemaError(
-                f"Expected an adaptive bound of at most at_most={self.at_most}, got {self.value}. "
-                "Raise at_most or lower the bound."
-            )
+        if self.at_least is None:
+            object.__setattr__(self, "at_least", max(MIN_BOUND, self.initial * _LOWEST))
+        for value in (self.initial, self.value):
+            if not self.floor <= value <= self.at_most:
+                raise SchemaError(
+                    f"Expected an adaptive bound in at_least={self.floor}..at_most={self.at_most}, got "
+                    f"{value}. Widen the limits, or choose another bound."
+                )
+
+    @property
+    def floor(self) -> float:
+        """The floor, as it was given or follows from `initial`."""
+        return self.at_least or MIN_BOUND
 
     @property
     def value(self) -> float:
@@ -81,7 +93,7 @@ class Adaptive:
         largest = self.value * math.sqrt(math.sqrt(math.sqrt(peaks / PEAK_LEVELS)))
         wanted = _HEADROOM * largest
         decay = 0.5 if self.value > _FAR * wanted else _DECAY
-        return min(self.at_most, max(MIN_BOUND, wanted, decay * self.value))
+        return min(self.at_most, max(self.floor, wanted, decay * self.value))
 
 
 def peak_level(peak: float) -> int:
@@ -194,7 +206,11 @@ class Bounded(MaskedReduction):
         """What the server learns from a kind of lanes, in one line."""
         if kind == "peak":
             return "about the largest absolute value: the sum of its 8th power over the clients"
-        return MaskedReduction.says(self, kind)
+        said = MaskedReduction.says(self, kind)
+        if kind == "value" and isinstance(self.bound, Adaptive):
+            limits = f"{self.bound.floor:.3g}..{self.bound.at_most:.3g}"
+            return f"{said}; clipped to a bound that the server sets within {limits}"
+        return said
 
     def leaves(self, kind: str) -> str:
         """What all other clients, pooled, learn of one client from a kind of lanes."""

@@ -87,7 +87,7 @@ def test_the_order_of_fields_and_every_parameter_are_in_the_digest():
         (lambda: counted(at_most=0), "counted at_most"),
         (lambda: counted(at_most=2**63), "counted at_most"),
         (lambda: counted(at_most=1.5), "got 1.5"),
-        (lambda: adaptive(2.0, at_most=1.0), r"at most at_most=1.0, got 2.0"),
+        (lambda: adaptive(2.0, at_most=1.0), r"at_most=1.0, got 2.0"),
         (lambda: adaptive(0.0), "adaptive initial > 0"),
         (lambda: averaged(1.0, weight=3), "averaged weight to be a name"),
         (lambda: Schema({"1x": counted()}), "a field name to be a name"),
@@ -214,7 +214,7 @@ def test_bounds_move_below_their_cap_only():
     assert moved["x"].quantum == 4 / 32767
     assert moved != schema
     assert moved.base() == schema
-    with pytest.raises(SchemaError, match=r"at most at_most=4.0, got 4.1"):
+    with pytest.raises(SchemaError, match=r"at_most=4.0, got 4.1"):
         schema.with_bounds({"x": 4.1})
     with pytest.raises(SchemaError, match="got one of 'y'"):
         schema.with_bounds({"y": 2.0})

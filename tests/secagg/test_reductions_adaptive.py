@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secagg import Encoding, Schema, adaptive, summed
+from secagg import Encoding, Schema, SchemaError, adaptive, summed
 from secagg.reductions import Adaptive
 from secagg.reductions.sums import peak_level
 
@@ -124,6 +124,22 @@ def test_the_next_bound_is_the_same_whoever_derives_it_and_in_any_order():
     assert Adaptive(1.0, 100.0).following(0) == 0.5
     assert Adaptive(1.0, 1.5).following(2**40) == 1.5
     assert Adaptive(2.0**-100, 1.5).following(0) == 2.0**-100
+    assert Adaptive(1.0, 1.5, now=2.0**-20).following(0) == 2.0**-20
+    assert Adaptive(1.0, 1.5, at_least=0.6).following(0) == 0.6
+
+
+def test_no_offer_goes_below_the_floor():
+    """With a bound of next to nothing the sum of clipped values would be one of signs."""
+    schema = Schema(x=summed(adaptive(1.0, at_least=0.25), shape=(4,)), y=summed(adaptive(2.0)))
+    assert schema.with_bounds({"x": 0.25, "y": 2.0**-19}).adaptive_bounds() == {"x": 0.25, "y": 2.0**-19}
+    for name, bound in (("x", 0.249), ("y", 2.0**-19.1)):
+        with pytest.raises(SchemaError, match=r"at_least=0\.25|at_least=1\.9"):
+            schema.with_bounds({name: bound})
+        offered = schema.with_bounds({name: 2.0}).to_bytes().replace(b'"now":2.0', b'"now":%r' % bound)
+        with pytest.raises(SchemaError, match="at_least"):
+            Schema.from_bytes(offered)
+    with pytest.raises(SchemaError, match="at_least=2"):
+        adaptive(1.0, at_least=2.0)
 
 
 def test_a_cap_holds_whatever_clients_send():

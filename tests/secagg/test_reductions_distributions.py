@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from secagg import Encoding, EncodingError, Schema, SchemaError, counted, reduce_clear
+from secagg import Encoding, EncodingError, Schema, SchemaError, counted, maximum, reduce_clear, summed
 from secagg.fields import histogram, moments, quantile
 from secagg.reductions import BinCounts, PowerSums
 from tests.statistical import assert_mean, assert_rejects
@@ -315,3 +315,17 @@ def test_values_far_beyond_a_tiny_bound_are_clipped_without_an_overflow():
     found = encoding.decode(encoding.encode({"x": values}, np.random.default_rng(0)), 1)
     assert found.clipped == {"x": 2}
     assert found.values["x"].mean == pytest.approx(5e-31 / 3, abs=1e-35)
+
+
+@pytest.mark.parametrize("q", [1.5, -0.1, math.nan, [0.5, 2.0]])
+def test_a_quantile_of_no_share_is_refused(q):
+    counts = histogram([0.0, 1.0, 2.0]).reduce([[0.5, 1.5]])
+    with pytest.raises(ValueError, match=r"shares in \[0, 1\]"):
+        counts.quantile(q)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max <= np.finfo(np.float64).max, reason="no longer float here")
+def test_a_long_float_beyond_float64_is_refused_as_infinite_by_every_field():
+    for field in (histogram([0.0, 1.0]), moments(1.0), maximum(0.0, 1.0, levels=3), summed(1.0)):
+        with pytest.raises(EncodingError, match="NaN or infinity"):
+            Encoding(Schema(x=field), 3).encode({"x": np.longdouble("1e400")}, np.random.default_rng(0))
