@@ -12,8 +12,10 @@
 
 A message is refused (MessageError) where it is not one that the server signed for this stage; nothing changes
 then. What the server did sign is checked against this client's own view and policy; where it does not hold,
-the round is given up: its secrets are dropped and nothing more of it is sent. (Bonawitz et al. 2017, Fig. 4,
-with the consistency check of the malicious variant always on.)
+the round is given up: its secrets are dropped and nothing more of it is sent. So it is, too, where what the
+server signed says that the round goes on without this client: a roster or survivors that lack it, or any
+message of a later stage. (Bonawitz et al. 2017, Fig. 4, with the consistency check of the malicious variant
+always on.)
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .blocks import Rounding
 from .cohort import Statement, adverts_of, bind_beacon, hash_roster, hash_survivors, public_keys, verify_alike
@@ -84,6 +86,26 @@ class ClientPhase(Enum):
     READY = "ready"
     SUBMITTED = "submitted"
     SIGNED = "signed"
+
+
+_FROM_SERVER: Final[tuple[type[Message], ...]] = (RosterMessage, Delivery, Survivors, Agreement)
+"""What a server sends a client in a round, in this order; each only to clients that answered the last."""
+_AWAITED: Final[dict[ClientPhase, tuple[type[Message], ...]]] = {
+    ClientPhase.ADVERTISED: (RosterMessage,),
+    ClientPhase.SHARED: (Delivery,),
+    ClientPhase.SUBMITTED: (Survivors,),
+    ClientPhase.SIGNED: (Agreement,),
+}
+_LATER: Final = {
+    ClientPhase.IDLE: (),
+    ClientPhase.ADVERTISED: _FROM_SERVER[1:],
+    ClientPhase.ROSTERED: _FROM_SERVER[1:],
+    ClientPhase.SHARED: _FROM_SERVER[2:],
+    ClientPhase.READY: _FROM_SERVER[2:],
+    ClientPhase.SUBMITTED: _FROM_SERVER[3:],
+    ClientPhase.SIGNED: (),
+}
+"""What it sends only when it hears no answer to this phase's stage any more."""
 
 
 @dataclass(slots=True, repr=False)
@@ -212,7 +234,8 @@ class Client(Secret):
             RoundReused: If the offer is for a round that was used before.
             EncodingError: If `declared` does not hold the declared fields.
             RoundAborted: If the round fails for this client: `.blame` names whom it is due to, where that
-                can be known. CohortError where too few clients are left.
+                can be known. CohortError where too few clients are left. Also if the message says that the
+                round goes on without it.
         """
         if not isinstance(context, (bytes, bytearray, memoryview)):
             raise TypeError(f"Expected context as bytes, got {type(context).__name__}.")
@@ -224,6 +247,13 @@ class Client(Secret):
             where = "in no round" if state is None else f"in round {state.number}"
             raise MessageError(
                 f"Refused a message of round {opened.message.round}: this client is {where} of its session."
+            )
+        if isinstance(opened.message, _LATER[self._phase]):
+            phase = self._phase
+            self._drop()
+            raise RoundAborted(
+                f"Round {state.number}: the server is past the stage of this client, which is {phase.value}: "
+                "its last answer came too late, or none did. The next round is open to it."
             )
         if isinstance(opened.message, RosterMessage):
             return self._accept_roster(state, opened.message)
@@ -243,14 +273,8 @@ class Client(Secret):
                 raise AssertionError("our invariant: one of the kinds that are expected")
 
     def _expected(self) -> tuple[type[Message], ...]:
-        """Kinds of message that may come in this phase."""
-        later: dict[ClientPhase, type[Message]] = {
-            ClientPhase.ADVERTISED: RosterMessage,
-            ClientPhase.SHARED: Delivery,
-            ClientPhase.SUBMITTED: Survivors,
-            ClientPhase.SIGNED: Agreement,
-        }
-        return (Offer, later[self._phase]) if self._phase in later else (Offer,)
+        """Kinds of message that may come in this phase: an offer, this stage's and those of later ones."""
+        return (Offer, *_AWAITED.get(self._phase, ()), *_LATER[self._phase])
 
     @one_at_a_time
     def draw_graph(self, beacon: bytes) -> bytes:
@@ -302,7 +326,7 @@ class Client(Secret):
 
     def _largest_message(self) -> int:
         state, phase = self._round, self._phase
-        if state is None or phase in (ClientPhase.READY, ClientPhase.ROSTERED):
+        if state is None:
             return MAX_OFFER_BYTES
         clients = min(len(self._roster.clients), MAX_CLIENTS)
         if phase is ClientPhase.ADVERTISED:
@@ -381,9 +405,12 @@ class Client(Secret):
                 f"Refused the roster of round {state.number}: expected each client once, by id."
             )
         own = opened.get(self.name)
-        if own is None or own.digest != state.advert_digest:
-            raise MessageError(f"Refused the roster of round {state.number}: it lacks this client's advert.")
         with self._or_drop():
+            if own is None or own.digest != state.advert_digest:
+                raise RoundAborted(
+                    f"Round {state.number}: the roster lacks this client's advert, which came too late. The "
+                    "next round is open to it."
+                )
             self._verify_cohort(state, opened)
         state.roster = hash_roster(state.offer_digest, opened)
         state.adverts = adverts_of(opened)

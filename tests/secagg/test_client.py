@@ -311,7 +311,7 @@ def test_a_roster_of_another_round_is_refused(parties, changes):
     assert parties.clients[0].receive(resealed(parties, roster))
 
 
-def test_a_roster_with_doubled_unsorted_foreign_or_missing_adverts_is_refused_and_changes_nothing(parties):
+def test_a_roster_with_doubled_unsorted_or_foreign_adverts_is_refused_and_changes_nothing(parties):
     roster = roster_ready(parties)
     adverts = roster.adverts
     stranger = seal(Identity.generate("x"), msgspec.structs.replace(reopen(parties, adverts[0]), sender="x"))[
@@ -321,21 +321,26 @@ def test_a_roster_with_doubled_unsorted_foreign_or_missing_adverts_is_refused_an
         ([*adverts, adverts[1]], "at most the 4 clients of the pinned roster, got 5"),
         ([*adverts[:3], adverts[1]], "expected each client once"),
         (adverts[::-1], "expected each client once"),
-        (adverts[1:], "lacks this client's advert"),
-        ([], "lacks this client's advert"),
         ([*adverts, stranger], "at most the 4 clients of the pinned roster, got 5"),
         ([*adverts[:3], stranger], "not one that a party"),
         ([b"garbage", *adverts[1:]], "not one that a party"),
         ([*adverts[:-1], adverts[-1][:-1]], "not one that a party"),
-        (
-            [readvert(parties, 0, adverts[0], mask_key=b"\x09" * 32), *adverts[1:]],
-            "lacks this client's advert",
-        ),
     ):
         with pytest.raises(MessageError, match=message):
             parties.clients[0].receive(resealed(parties, roster, adverts=bad))
         assert parties.clients[0].phase is ClientPhase.ADVERTISED
     assert parties.clients[0].receive(resealed(parties, roster))
+
+
+@pytest.mark.parametrize("which", ["none of it", "nobody's", "another"])
+def test_a_roster_without_this_clients_advert_is_given_up(parties, which):
+    """Its advert came too late, or was another's of its name: the round goes on without it."""
+    roster = roster_ready(parties)
+    adverts = list(roster.adverts)
+    other = readvert(parties, 0, adverts[0], mask_key=b"\x09" * 32)
+    bad = {"none of it": adverts[1:], "nobody's": [], "another": [other, *adverts[1:]]}[which]
+    message = resealed(parties, roster, adverts=bad)
+    gives_up(parties.clients[0], message, RoundAborted, "the roster lacks this client's advert")
 
 
 def test_a_cohort_below_the_policy_is_given_up():
@@ -489,9 +494,35 @@ def test_each_kind_of_message_is_taken_in_its_phase_and_in_no_other(phase, kind)
     changes = {"session": parties.server.session, "round": 1}
     if state is not None and state.roster and kind is not RosterMessage and hasattr(kind, "roster"):
         changes["roster"] = state.roster
-    for signer, sender in ((parties.boss, ""), (parties.people[0], "c0"), (parties.people[1], "c1")):
+    peers = ((parties.people[0], "c0"), (parties.people[1], "c1"))
+    for signer, sender in ((parties.boss, ""), *peers):
         message = msgspec.structs.replace(well_formed(kind, parties, sender), **changes)
-        refuse(client, seal(signer, message)[0], "not one that a party")
+        if sender == "" and kind in LATER.get(phase, ()):
+            message = msgspec.structs.replace(message, round=2)
+            refuse(client, seal(signer, message)[0], "this client is in round 1 of its session")
+        else:
+            refuse(client, seal(signer, message)[0], "not one that a party")
+
+
+LATER = {
+    ClientPhase.ADVERTISED: (Delivery, Survivors, Agreement),
+    ClientPhase.ROSTERED: (Delivery, Survivors, Agreement),
+    ClientPhase.SHARED: (Survivors, Agreement),
+    ClientPhase.READY: (Survivors, Agreement),
+    ClientPhase.SUBMITTED: (Agreement,),
+}
+"""What a server sends only when it has heard the last of a phase's stage."""
+
+
+@pytest.mark.parametrize(("phase", "kind"), [(phase, kind) for phase in LATER for kind in LATER[phase]])
+def test_a_message_of_a_later_stage_ends_the_round_of_who_was_left_behind(phase, kind):
+    """Whether it is for this client or for another: the server hears no answer to this stage any more."""
+    parties = sparse_parties() if phase is ClientPhase.ROSTERED else make_parties(4, SCHEMA)
+    reach(parties, phase)
+    client = parties.clients[0]
+    message = msgspec.structs.replace(well_formed(kind, parties, ""), session=parties.server.session, round=1)
+    said = f"Round 1: the server is past the stage of this client, which is {phase.value}"
+    gives_up(client, seal(parties.boss, message)[0], RoundAborted, said)
 
 
 @pytest.mark.parametrize("phase", list(AWAITED), ids=lambda phase: phase.name)

@@ -300,7 +300,7 @@ def test_no_order_of_messages_gives_two_secrets_two_sets_or_two_vectors(explored
     model, states = explored
     with capsys.disabled():
         print(f"\n{states} states of three clients; {model}")
-    assert states > 10_000
+    assert states > 5_000
     done = model.facts
     assert {fact[1:] for fact in done if fact[0] == "gave"} == {
         (name, chosen) for chosen in TWO_SETS for name in chosen
@@ -415,4 +415,4 @@ def test_no_order_of_messages_breaks_anything_where_every_set_may_be_named(capsy
     states = model.explore()
     with capsys.disabled():
         print(f"\n{states} states of three clients; {model}")
-    assert states > 100_000
+    assert states > 50_000

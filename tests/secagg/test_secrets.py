@@ -30,6 +30,7 @@ from secagg import (
     Identity,
     MessageError,
     Policy,
+    RoundAborted,
     SecAggError,
     ServerPhase,
     shamir,
@@ -286,6 +287,43 @@ def test_a_round_that_ends_early_takes_its_secrets_with_it(stage: ClientPhase, h
         assert client.phase is ClientPhase.IDLE
     gc.collect()
     assert recorder.found_in(contents(reachable(client, parties.server))) == set()
+
+
+LEFT_BEHIND = [(phase, 1) for phase in STAGES[1:]] + [(ClientPhase.SHARED, 2), (ClientPhase.SUBMITTED, 2)]
+"""The phase in which a client's answers begin to be lost, and how many stages later it sees the others'."""
+
+
+@pytest.mark.parametrize(("phase", "stages"), LEFT_BEHIND, ids=str)
+def test_who_was_left_behind_forgets_when_it_sees_what_the_others_are_sent(
+    phase: ClientPhase, stages: int
+) -> None:
+    """Its answer came too late or not at all; what the server sent to c1 says that the round goes on."""
+    parties, recorder = make_parties(5, SCHEMA), Recorder()
+    client, server = parties.clients[0], parties.server
+    behind, messages = 0, dict.fromkeys(parties.names(), server.open(1))
+    while behind < stages:
+        answers = {}
+        for each in parties.clients:
+            if each is not client or not behind:
+                answers[each.name] = each.receive(messages[each.name])
+                if each.phase is ClientPhase.READY and (each is not client or phase is not ClientPhase.READY):
+                    answers[each.name] = each.submit(VALUES)
+        if behind or client.phase is phase:
+            behind += 1
+            answers.pop("c0", None)
+        recorder.look(client)
+        for answer in answers.values():
+            assert answer is not None
+            server.receive(answer)
+        messages = server.advance()
+    assert client.phase is phase
+    assert recorder.seen.keys() >= HELD[phase]
+    with pytest.raises(RoundAborted):
+        client.receive(messages["c1"])
+    assert client.phase is ClientPhase.IDLE
+    del answers, messages, answer
+    gc.collect()
+    assert recorder.found_in(contents(reachable(client, server))) == set()
 
 
 def test_the_server_forgets_what_shares_gave_back(monkeypatch: pytest.MonkeyPatch) -> None:

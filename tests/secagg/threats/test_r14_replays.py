@@ -89,7 +89,7 @@ def test_a_replayed_round_reads_a_client_that_makes_the_same_keys_again(monkeypa
 
 def test_fresh_keys_defeat_a_replay_even_where_the_register_was_lost():
     parties = Attacker(4, registers={"c0": Forgetful()})
-    with pytest.raises(MessageError, match="Refused the roster of round 1: it lacks this client's advert"):
+    with pytest.raises(RoundAborted, match="Round 1: the roster lacks this client's advert"):
         replayed(parties, secret_values(parties.names)["c0"], NOTHING, Forgetful())
 
 
