@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -193,6 +196,15 @@ class _Ring:
         return cut
 
 
+def _follow_parent() -> None:
+    """In a worker: end when interrupted, and when the parent is gone, which a killed one cannot ask for."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        gone = parent.sentinel
+        threading.Thread(target=lambda: (wait([gone]), os._exit(1)), daemon=True).start()
+
+
 def _run(segments: list[Segment], beside: Beside, processes: int) -> Iterator[Part | Parties]:
     """Parts as they are done, and what `beside` gives."""
     if processes == 1:
@@ -202,7 +214,7 @@ def _run(segments: list[Segment], beside: Beside, processes: int) -> Iterator[Pa
         return
     # Spawned, not forked: a fork beside a thread that holds a lock would hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_DFL))
+    pool = ProcessPoolExecutor(processes, context, _follow_parent)
     try:
         jobs: list[Future[Any]] = [] if beside is None else [pool.submit(beside)]
         jobs += [pool.submit(simulate_segment, segment) for segment in segments]

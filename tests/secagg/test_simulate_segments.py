@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,3 +279,36 @@ def test_secrets_graphs_and_values_are_drawn_afresh_for_every_client() -> None:
 def test_fewer_than_one_process_is_refused() -> None:
     with pytest.raises(ValueError, match="processes >= 1"):
         simulated(processes=0)
+
+
+# --- what is left behind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_a_command_that_is_killed(how: signal.Signals) -> None:
+    """They hold the secrets of a simulated round, and nobody is left to ask them for their part."""
+    command = [sys.executable, "-m", "secagg.simulate", "--clients", "20000", "--processes", "2"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as parent:
+        started = time.monotonic()
+        while len(_session(parent.pid)) < 3:  # the workers
+            assert parent.poll() is None, "it has ended by itself"
+            assert time.monotonic() - started < 60, "no worker has started"
+            time.sleep(0.1)
+        parent.send_signal(how)
+        parent.wait(30)
+        while left := _session(parent.pid):
+            assert time.monotonic() - started < 90, f"still there: {left}"
+            time.sleep(0.1)
+
+
+def _session(leader: int) -> list[int]:
+    """Processes of a session that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text("utf-8", "replace").rpartition(") ")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
