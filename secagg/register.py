@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 from pathlib import Path
+from threading import Lock
 from typing import Final, Protocol
 
 from .errors import RegisterError, RoundReused
@@ -31,6 +32,9 @@ class Register(Protocol):
 class MemoryRegister:
     """A register for one process: simulations and tests.
 
+    Guarantees:
+        - Of threads that claim one round, one gets it.
+
     Example:
         >>> register = MemoryRegister()
         >>> register.claim(bytes(16), 1)
@@ -42,12 +46,14 @@ class MemoryRegister:
 
     def __init__(self) -> None:
         self._used: set[tuple[bytes, int]] = set()
+        self._lock = Lock()
 
     def claim(self, session: bytes, round: int) -> None:
         """Mark a round as used; raises RoundReused if it already was."""
-        if (session, round) in self._used:
-            raise _reused(session, round)
-        self._used.add((session, round))
+        with self._lock:
+            if (session, round) in self._used:
+                raise _reused(session, round)
+            self._used.add((session, round))
 
 
 class FileRegister:

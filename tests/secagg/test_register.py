@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,27 @@ def test_of_many_processes_one_wins_each_round(tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) for _ in range(3)]
     won = [int(process.communicate()[0]) for process in running]
     assert sum(won) == 40
+
+
+def test_of_two_threads_one_gets_the_round(register):
+    """Both look whether it was used before either says that it is, unless one is kept waiting."""
+    both_look = threading.Barrier(2)
+
+    class Session(bytes):
+        def __hash__(self):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_look.wait(0.3)
+            return super().__hash__()
+
+    def claim(_):
+        try:
+            register.claim(Session(A), 1)
+        except RoundReused:
+            return "refused"
+        return "got it"
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(claim, range(2))) == ["got it", "refused"]
 
 
 def test_a_claim_waits_while_another_process_claims(tmp_path):
