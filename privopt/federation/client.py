@@ -27,9 +27,13 @@ from .privacy import Privacy
 from .problem import Problem
 from .schema import round_schema
 
-__all__ = ["Client"]
+__all__ = ["Client", "LostAdvert"]
 
 LOSS_CHUNK = 1024
+
+
+class LostAdvert(secagg.PhaseError, ValueError):  # noqa: N818 - it names what happened
+    """A message of a masked round whose advert this client does not hold: it was restarted in between."""
 
 
 class Client:
@@ -140,7 +144,7 @@ class Client:
 
         Raises:
             ValueError: If the bytes are no message of the server that this client expects now; nothing
-                changes then, and nothing is spent.
+                changes then, and nothing is spent. `LostAdvert` where it was restarted within the round.
             secagg.SecAggError: If the masked round fails; what was spent stays spent.
         """
         _, message = opened(data, {"": self._roster.server})
@@ -167,6 +171,7 @@ class Client:
             given = "no offer of masks" if message.offer is None else "an offer of masks"
             raise ValueError(f"Expected values to travel as the client's policy says, got {given}.")
         self._verify_ledger(message.recorded.get(self.id, 0))
+        self._verify_state(message.accepted.get(self.id, 0))
         weights, aux = self._read(message)
         # Before anything is spent: what the round asks for is checked, and it can never be asked again.
         acceptable, secure = self._open(message, weights)
@@ -180,6 +185,8 @@ class Client:
             values = self._train(message, weights, aux)
         except dp.PrivacyBudgetExceeded:
             return self._stopped(message, "budget")
+        if not np.all(np.isfinite(values["update"])):
+            return self._stopped(message, "failed")  # no sum can hold it; what it spent is told
         if message.offer is None:
             self._keep(message.round)
             state = dump_state(values)
@@ -197,6 +204,15 @@ class Client:
             raise ValueError(
                 f"Expected record {recorded} in the ledger of {self.id!r}, which the server was told of, "
                 "got a ledger without it. Bring back the ledger that this run was begun with."
+            )
+
+    def _verify_state(self, accepted: int) -> None:
+        """Refuse to go on from a state older than what the server has summed: the two would not fit again."""
+        if accepted > self._round and any(self._base.values()):
+            raise ValueError(
+                f"Expected the state of {self.id!r} after round {accepted}, which the server took, got that "
+                f"of round {self._round}. Bring back state-{self.run}.safetensors in its home, or leave the "
+                "client out of the run."
             )
 
     def _read(self, message: Begin) -> tuple[Vector, dict[str, AuxVar]]:
@@ -338,8 +354,9 @@ class Client:
         """One more stage of the masked round; the prepared vector goes once shares were delivered."""
         secure = self._secure
         if secure is None or message.round != self._round:
-            raise ValueError(
-                f"Expected no message of masked round {message.round} now: no advert of it stands."
+            raise LostAdvert(
+                f"Expected no message of masked round {message.round} now: no advert of it stands. A client "
+                "that was started again has dropped out of the round, and joins the next."
             )
         answer = secure.receive(message.payload)
         if secure.phase is secagg.ClientPhase.READY:
@@ -347,7 +364,7 @@ class Client:
         assert answer is not None  # noqa: S101 - in a complete graph every stage is answered
         return self._sealed(Masking(message.round, answer))
 
-    def _stopped(self, message: Begin, reason: Literal["budget", "refused"]) -> bytes:
+    def _stopped(self, message: Begin, reason: Literal["budget", "refused", "failed"]) -> bytes:
         return self._sealed(
             Stopped(message.session, message.round, reason, self._releases(message), self._epsilon())
         )

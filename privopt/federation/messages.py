@@ -114,7 +114,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
 
     Attributes:
         reason: ``"budget"`` (the privacy budget allows no more), ``"refused"`` (the offer is weaker than
-            the client's policy) or ``"failed"``; details stay with the client.
+            the client's policy) or ``"failed"`` (the update is not finite); details stay with the client.
     """
 
     session: Session

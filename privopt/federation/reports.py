@@ -23,8 +23,8 @@ class ClientReport:
     Attributes:
         status: ``"ok"`` (the round's result includes what it sent), ``"dropped"`` (no good answer came in
             time), ``"stopped"`` (its budget allows no more), ``"refused"`` (the offer is weaker than its
-            policy), ``"failed"`` (it says that it could not), ``"idle"`` (not asked), ``"aborted"`` (it
-            answered, and the round came to nothing); ``"waiting"`` while the round is open.
+            policy), ``"failed"`` (its update was not finite any more), ``"idle"`` (not asked), ``"aborted"``
+            (it answered, and the round came to nothing); ``"waiting"`` while the round is open.
         dropped: Stage from which on it was not heard of: ``"advert"``, ``"shares"``, ``"vector"``,
             ``"consistency"`` or ``"unmask"``, or ``"values"`` where they travel in clear. After its vector
             came, a client is ``"ok"`` all the same.

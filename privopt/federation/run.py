@@ -404,10 +404,14 @@ class _Run:
                 line["releases"].setdefault(name, []).extend(map(msgspec.to_builtins, unheard))
                 line["clients"][name]["steps"] += sum(release.steps for release in unheard)
                 line["clients"][name]["epsilon"] = client.privacy.spent()
+                # A run that ended early may be resumed when budgets were raised: the next round must not
+                # tell again what is on record.
+                self.federation.server.recorded[name] = unheard[-1].ledger_sequence
                 changed = True
         if changed:
             lines = b"".join(msgspec.json.encode(each) + b"\n" for each in self.rounds)
             write_atomic(self.folder / "metrics.jsonl", lines)
+            write_state(self._checkpoint, self.federation.server.get_state())
 
     def _verify_result(self) -> None:
         """A run without one finished round has no model to keep, and says why."""

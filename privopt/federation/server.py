@@ -19,6 +19,7 @@ from ..aggregators import Aggregator, Mean
 from ..auxvar import AuxVar
 from ..checkpoint import dump_state, load_state
 from ..optimizer import Optimizer
+from ..step import uninterrupted
 from ..vector import Vector
 from .messages import Begin, Clear, Masking, Ready, Stopped, opened, sealed
 from .pairs import verify_allowed
@@ -156,7 +157,13 @@ class Server:
             ValueError: If one is not in the roster, or there is none; or if what a module shares with each
                 client leaves one out, names one that is not in the roster, or may not differ under masks.
             TypeError: If what a module shares is no AuxVar.
+            secagg.PhaseError: If a round is open; it stays as it is.
         """
+        if self._begun is not None:
+            raise secagg.PhaseError(
+                f"Expected no round under way, got round {self._report.round} in stage {self.stage!r}. End "
+                "it with finish() or abort()."
+            )
         number = self.round + 1
         asked = frozenset(self._roster.clients if asked is None else asked)
         if not asked or not asked <= self._roster.clients.keys():
@@ -362,8 +369,11 @@ class Server:
         Raises:
             secagg.RoundAborted: If too few clients of the masked round are left, or nobody answered. Nothing
                 was released then and the model stands; call `abort`.
+            secagg.PhaseError: If no round is open, or not at its end; it stays as it is.
         """
         report = self._report
+        if self._begun is None:
+            raise secagg.PhaseError("Expected an open round whose result to take, got none. Call begin().")
         if self.stage in ("values", "unmask"):
             self._drop_missing()
         if self._secure is not None:
@@ -378,16 +388,19 @@ class Server:
                 values = secagg.reduce_clear(self.schema, [self._clear[name] for name in survivors])
             except ValueError as error:  # clients differ where all must be alike
                 raise secagg.RoundAborted(str(error)) from error
-        self._step(values)
-        for name in survivors:
-            # One that vanished after its vector came is in the sum like any other.
-            self.accepted[name], report.clients[name].status = report.round, "ok"
-        loss = values.get("metrics.loss")
-        report.loss = None if loss is None else float(loss)
-        return self._close()
+        with uninterrupted():  # the model that moved, and who is told that it did, are one thing
+            self._step(values)
+            for name in survivors:
+                # One that vanished after its vector came is in the sum like any other.
+                self.accepted[name], report.clients[name].status = report.round, "ok"
+            loss = values.get("metrics.loss")
+            report.loss = None if loss is None else float(loss)
+            return self._close()
 
     def abort(self, reason: str) -> RoundReport:
-        """Drop the round: nothing was released, the model stands, the next round may begin."""
+        """Drop the open round, if one is: the model stands, the next round may begin."""
+        if self._begun is None:
+            return self._report  # an interrupt may come when the last one has just been closed
         if self._secure is not None:
             self._secure.abort()
         self._report.status, self._report.reason = "aborted", reason
@@ -415,13 +428,20 @@ class Server:
             fields = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
             combined[name] = cls.from_values(fields, self.weights)
         update = self.aggregator.combine(values)
-        if self._total_weight:
-            self.optimizer.on_participation(values["weight"] / self._total_weight)
-        self.optimizer.start_round()
-        self.optimizer.process_aux_var(combined)
-        # The update is the negative of a gradient: rate 1 and no module give plain averaging.
-        self.optimizer.step(self.weights.unflatten(-update), self.weights)
-        self.optimizer.end_round(accepted=True)
+        state, weights = self.optimizer.get_state(), self.weights.copy()
+        try:
+            if self._total_weight:
+                self.optimizer.on_participation(values["weight"] / self._total_weight)
+            self.optimizer.start_round()
+            self.optimizer.process_aux_var(combined)
+            # The update is the negative of a gradient: rate 1 and no module give plain averaging.
+            self.optimizer.step(self.weights.unflatten(-update), self.weights)
+            self.optimizer.end_round(accepted=True)
+        except BaseException:
+            # The clients will be told that the round did not count, and go back themselves.
+            self.optimizer.set_state(state)
+            self.weights.assign(weights)
+            raise
 
     def _verify_finite(self, values: Mapping[str, Any]) -> None:
         """In clear, finite values may add up to none; under masks no lane can."""
@@ -445,7 +465,9 @@ class Server:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take over a state from `get_state`; rounds that it does not know never happened."""
+        """Take over a state from `get_state`: rounds that it does not know, and an open one, never were."""
+        self._clear, self._answered, self._asked = {}, set(), frozenset()
+        self._begun, self._own, self._opening = None, {}, b""
         self.optimizer.set_state(state["optimizer"])
         self.weights.assign(state["weights"])
         self.round = state["round"]

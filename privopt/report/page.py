@@ -326,7 +326,7 @@ def _learned(run: RunFolder) -> str:
         "alone: wanted is twice the 8th root of the sum of the 8th powers of the clients' largest values, "
         "which is twice the largest of all, or somewhat more. A bound below that rises to it at once, and so "
         "at least doubles when a value was clipped; one above falls by 3 % a round, or by half when it is "
-        "more than 4 times as large. None passes its declared cap. A smaller bound is a finer step."
+        "more than 4 times as large. No bound leaves its declared limits. A smaller bound is a finer step."
     )
     return paragraph(intro) + quanta + f'<div class="pair">{precision}{clipped}</div>' + note
 

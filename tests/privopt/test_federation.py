@@ -405,6 +405,7 @@ def test_a_client_that_was_not_asked_cannot_answer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no answer of 'c5', which round 1 did not ask"):
         found.server.receive(answer)
     assert found.server.receive(found.clients["c1"].handle(begin) or b"") == "c1"
+    found.server.abort("seen enough")
     for nobody in ([], ["c9"]):
         with pytest.raises(ValueError, match="clients of the roster to ask"):
             found.server.begin(nobody)

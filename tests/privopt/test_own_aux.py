@@ -249,6 +249,7 @@ def test_a_mapping_need_not_name_clients_that_the_round_does_not_ask(tmp_path: P
         tmp_path, server=Sharing({"c0": PACE, "c1": PACE}), masks=False, selection=Selection("uniform", 2)
     )
     found.server.begin(["c0", "c1"])
+    found.server.abort("seen enough")
     with pytest.raises(ValueError, match=r"got none for \['c2'\]"):
         found.server.begin(["c0", "c2"])
 

@@ -68,7 +68,7 @@ def test_the_page_tells_the_rule_that_bounds_follow(folder):
     assert bound.following(peak_level(0.4)) == 0.97
     assert "by half when it is more than 4 times as large" in page
     assert [bound.following(peak_level(peak)) for peak in (0.126, 0.124)] == [0.97, 0.5]
-    assert "None passes its declared cap" in page
+    assert "No bound leaves its declared limits" in page
     assert Adaptive(initial=1.0, at_most=1.5).following(most) == 1.5
 
 
