@@ -102,13 +102,18 @@ def test_the_report_draws_survivors_and_counts_each_clients_dropouts(run: Path) 
     page = render(read_run(run))
     assert "Clients in the sum by round" in page
     assert f"{2 * ROUNDS} dropouts in {ROUNDS} rounds" in page
-    cells = [line.split("<td>clinic-0</td>")[1] for line in page.split("<tr>") if "<td>clinic-0</td>" in line]
-    at = [each["clinic-0"][0] for each in gone(run) if "clinic-0" in each]
-    counts = [
-        str(at.count(stage) or "–") for stage in ("advert", "shares", "vector", "consistency", "unmask")
-    ]
-    row = "".join(f'<td class="n">{count}</td>' for count in counts)
-    assert any(row in cell for cell in cells)
+    lates = 0
+    for name in (f"clinic-{i}" for i in range(CLIENTS)):
+        at = [each[name] for each in gone(run) if name in each]
+        late = sum(late for _, late in at)
+        counts = [*([stage for stage, _ in at].count(stage) for stage in STAGES), late]
+        row = "".join(f'<td class="n">{count or "–"}</td>' for count in counts)
+        cells = [
+            line.split(f"<td>{name}</td>")[1] for line in page.split("<tr>") if f"<td>{name}</td>" in line
+        ]
+        assert any(cell.partition("</tr>")[0].endswith(row) for cell in cells), name
+        lates += late
+    assert lates > 0, "or the last column would show nothing"
     clean = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     for client in clean["clients"].values():
         client.update(dropped=None, late=False, status="ok")
