@@ -8,8 +8,7 @@ client's mask key. Of each client one of the two is put together, never both.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -170,38 +169,52 @@ class Unmasking(Secret):
 
     def _secrets(self) -> Iterator[tuple[str, bytes]]:
         """Every secret that is needed, checked."""
-        for name, secret in self._from_ring() if self._graph.degree else self._from_all():
+        waiting = list(self._needed())
+        while waiting:
+            waiting = yield from self._until_more_are_faulty(waiting)
+
+    def _until_more_are_faulty(self, names: list[str]) -> Generator[tuple[str, bytes], None, list[str]]:
+        """Secrets of clients in their order; returns those that are left once a wrong share was found.
+
+        Finding out who gave it takes long. Those that are left are put together without its giver, so that
+        one liar costs one search and not one for each client.
+        """
+        known = len(self.faulty)
+        batched = self._from_ring(names) if self._graph.degree else self._from_all(names)
+        for done, (name, secret) in enumerate(batched, start=1):
             right = secret is not None and self._is_secret(name, secret)
             yield name, secret if right and secret is not None else self._corrected(name)
+            if len(self.faulty) > known:
+                return names[done:]
+        return []
 
-    def _from_all(self) -> Iterator[tuple[str, bytes | None]]:
+    def _from_all(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
         """What shares give in the complete graph, where all secrets have the same holders."""
-        names = list(self._needed())
-        if not names:
-            return
         points = self._points(names[0])[: self._threshold]
         chosen = [self._everybody[name] for name in names]
         given = (self._given[self._graph.names[point - 1]][1] for point in points)
-        rows = np.stack([_limbs(each)[chosen] for each in given])
+        rows = np.stack([_limbs(shares)[chosen] for shares in given])
         try:
             found: list[bytes | None] = list(shamir.reconstruct(points, rows))
-        except ValueError:  # one of them is no secret: look at each by itself
-            found = [None] * len(names)
+        except ValueError:  # one of them is no secret: which?
+            each = np.tile(np.array(points), (len(names), 1))
+            found = shamir.reconstruct_each(each, rows.transpose(1, 0, 2), len(self._graph.names))
         yield from zip(names, found, strict=True)
 
-    def _from_ring(self) -> Iterator[tuple[str, bytes | None]]:
+    def _from_ring(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
         """What shares give on a ring, where each secret has other holders, many at a time."""
-        needed = self._needed()
-        while names := list(islice(needed, _AT_ONCE)):
-            points = [self._points(name)[: self._threshold] for name in names]
-            rows = np.stack([self._rows(*each) for each in zip(names, points, strict=True)])
+        for low in range(0, len(names), _AT_ONCE):
+            some = names[low : low + _AT_ONCE]
+            points = [self._points(name)[: self._threshold] for name in some]
+            rows = np.stack([self._rows(*each) for each in zip(some, points, strict=True)])
             found = shamir.reconstruct_each(np.array(points), rows, self._graph.degree + 1)
-            yield from zip(names, found, strict=True)
+            yield from zip(some, found, strict=True)
 
     def _points(self, owner: str) -> tuple[int, ...]:
-        """Points of one client's holders whose shares are there."""
-        holders = enumerate(self._graph.holders(owner), start=1)
-        return tuple(place for place, holder in holders if holder in self._given)
+        """Points of one client's holders whose shares are there; last those that gave a wrong one before."""
+        holders = self._graph.holders(owner)
+        points = (point for point, holder in enumerate(holders, start=1) if holder in self._given)
+        return tuple(sorted(points, key=lambda point: holders[point - 1] in self.faulty))
 
     def _rows(self, owner: str, points: tuple[int, ...]) -> NDArray[np.uint32]:
         """Shares of one client's secret at these points."""
