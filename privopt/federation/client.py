@@ -123,6 +123,7 @@ class Client:
         self._steps, self._seconds = steps, seconds
         self._clock = time.monotonic
         self._identity = home.identity()
+        self._register = home.register()  # kept: a fresh one reads all rounds that ever were
         self._sessions: dict[str, int] = {}
         self._secure: secagg.Client | None = None
         self._round = 0
@@ -251,7 +252,7 @@ class Client:
             self._roster,
             self.schema,
             policy=self._masks,
-            register=self.home.register(),
+            register=self._register,
             rounding=self._rounding,
         )
         try:

@@ -386,6 +386,26 @@ def test_a_client_whose_state_is_older_than_what_the_server_took_goes_no_further
     assert found.server.receive(federation(tmp_path).clients["c1"].handle(begin) or b"") == "c1"
 
 
+def test_used_rounds_are_read_once_and_written_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all of them in each round took as long as they are many."""
+    parsed, parse = [], secagg.FileRegister._parsed
+    federation(tmp_path).run_round()
+
+    def counting(register: secagg.FileRegister, line: bytes) -> Any:
+        parsed.append(line)
+        return parse(register, line)
+
+    monkeypatch.setattr(secagg.FileRegister, "_parsed", counting)
+    found = federation(tmp_path)
+    assert [found.run_round().status for _ in range(4)] == ["ok"] * 4
+    assert len(parsed) == len(found.clients)
+    for client in found.clients.values():
+        register = client.home.folder / "register"
+        assert len(register.read_bytes().splitlines()) == 5
+
+
 def test_a_client_that_keeps_nothing_between_rounds_may_lose_its_state(tmp_path: Path) -> None:
     plain = {"client": lambda: Optimizer(0.1), "scaffold": False}
     found = federation(tmp_path, **plain)
