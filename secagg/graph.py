@@ -14,7 +14,7 @@ docs/secagg-graph.md derives every bound here, with what the protocol has to che
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -193,6 +193,17 @@ class Graph:
         near[ring] = np.sort(ring[(own + steps) % count], axis=1)
         return near
 
+    def count_near(self, chosen: Container[str]) -> NDArray[np.int64]:
+        """How many of the chosen are in each client's closed neighbourhood, in the order of `names`."""
+        ring = np.array([name in chosen for name in self._ring], np.int64)
+        if not self.degree:
+            return np.full(len(ring), ring.sum())
+        half = self.degree // 2
+        sums = np.cumsum(np.r_[0, ring[-half:], ring, ring[:half]])
+        order = np.argsort(np.array(self._ring, object))
+        near: NDArray[np.int64] = (sums[self.degree + 1 :] - sums[: -self.degree - 1])[order]
+        return near
+
     def threshold(self, fraction: float) -> int:
         """Shares that give a secret back; the same for everybody, since all have as many holders.
 
@@ -238,7 +249,8 @@ class Plan:
         degree: Number of neighbours k; 0 for the complete graph.
         threshold: Shares t that give a secret back, among the holders of a closed neighbourhood.
         fraction: ``threshold / holders``: what an offer names.
-        privacy: Bound on the probability that the server ever learns more than one sum a round.
+        privacy: Bound on the probability that the server ever learns more than one sum a round, whichever
+            part of the roster advertises.
         failure: Bound on the probability that a round of honest parties fails for lack of shares.
         smallest_sum: Honest clients that are at least in whatever sum the server learns.
     """
@@ -282,6 +294,14 @@ def plan(
 ) -> Plan:
     """The smallest degree, with a threshold, that keeps privacy and failure within their targets.
 
+    A policy checks the roster that advertised, which may lack some of those that the plan was made for. As
+    colluders are a fraction rounded down, they can be a larger part of fewer clients: 10 % of 446 are 44, and
+    so they are of 440. So the target for privacy is also kept for the roster where they are most.
+
+    Guarantees:
+        - Whatever part of the roster advertises, if at most `dropout` of it does not: a policy that names
+          these colluders finds the bound on privacy no larger than `privacy` (of which it accepts 2^-40).
+
     Args:
         num_clients: Size n of the roster, at least 3.
         colluders: Largest fraction of the roster that works with the server, in [0, 1).
@@ -312,13 +332,17 @@ def plan(
     degree, t = found or (0, _complete_threshold(num_clients, colluders, dropout, malicious))
     corrupt, dropped = (_count("", fraction, num_clients) for fraction in (colluders, dropout))
     honest_survivors = num_clients - dropped - corrupt
+    bounds = [
+        privacy_bound(size, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws)
+        for size in (_rosters(num_clients, degree, colluders, dropout) if degree else (num_clients,))
+    ]
     return Plan(
         num_clients,
         colluders,
         degree,
         t,
         t / _holders(num_clients, degree),
-        privacy_bound(num_clients, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws),
+        max(bounds),
         failure_bound(num_clients, degree, t, dropout),
         smallest_sum(num_clients, degree, t, colluders) if malicious else honest_survivors,
     )
@@ -332,8 +356,11 @@ def _sparse(
         return None
 
     def private(degree: int, t: int) -> bool:
-        bound = privacy_bound(n, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws)
-        return bound <= privacy
+        return all(
+            privacy_bound(size, degree, t, colluders, malicious=malicious, dropout=dropout, draws=draws)
+            <= privacy
+            for size in _rosters(n, degree, colluders, dropout)
+        )
 
     t = 1
     for degree in range(2, n // 2 + 1, 2):
@@ -345,6 +372,16 @@ def _sparse(
         if t <= degree + 1 and failure_bound(n, degree, t, dropout) <= failure:
             return degree, t
     return None
+
+
+def _rosters(n: int, degree: int, colluders: float, dropout: float) -> tuple[int, ...]:
+    """The roster, and that part of it, of those `dropout` allows, where colluders are the largest fraction.
+
+    That is the smallest one that has as many of them. A graph is drawn for more than ``degree + 1`` clients.
+    """
+    corrupt, dropped = _count("colluders", colluders, n), _count("dropout", dropout, n)
+    fewest = math.ceil((corrupt - 1e-9) / colluders) if corrupt else n
+    return n, min(n, max(fewest, n - dropped, degree + 2))
 
 
 def _complete_threshold(n: int, colluders: float, dropout: float, malicious: bool) -> int:

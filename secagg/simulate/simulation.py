@@ -19,7 +19,7 @@ from ..errors import PolicyError
 from ..graph import COMPLETE_UP_TO, Plan, failure_bound, plan, privacy_bound, smallest_sum
 from ..graph import threshold as shares_needed
 from ..messages import MAX_CLIENTS
-from ..policy import PRIVACY, Policy
+from ..policy import Policy
 from .batched import NEVER, draw_losses, sum_by_segments
 from .machines import STAGES, Progress
 from .outcome import COLLUDERS, Simulation
@@ -195,8 +195,7 @@ def plan_round(
         raise ValueError(f"Expected degree and threshold together, got {degree} and {threshold}.")
     if degree is None or threshold is None:
         try:
-            # Stricter than a policy: with a few fewer adverts the same degree must still do.
-            return plan(clients, colluders=colluders, dropout=dropout, privacy=PRIVACY / 4)
+            return plan(clients, colluders=colluders, dropout=dropout)
         except ValueError as error:
             raise PolicyError(str(error)) from error
     if degree and clients <= COMPLETE_UP_TO:

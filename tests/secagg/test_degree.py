@@ -16,6 +16,7 @@ from scipy import stats
 
 from secagg import graph
 from secagg.graph import (
+    draw,
     failure_bound,
     is_crowd,
     is_exclusive,
@@ -87,7 +88,7 @@ def test_the_failure_bound_counts_survivors_and_the_dropped(n: int, k: int, t: i
 
 
 @pytest.mark.parametrize(
-    ("n", "colluders", "dropout"), [(100, 0.1, 0.2), (1000, 0.2, 0.1), (10**5, 0.1, 0.05), (300, 0.05, 0.05)]
+    ("n", "colluders", "dropout"), [(100, 0.1, 0.2), (1000, 0.2, 0.1), (10**4, 0.1, 0.05), (300, 0.05, 0.05)]
 )
 @pytest.mark.parametrize("malicious", [True, False])
 def test_a_plan_meets_both_targets_with_the_smallest_degree(
@@ -95,15 +96,52 @@ def test_a_plan_meets_both_targets_with_the_smallest_degree(
 ) -> None:
     targets: dict[str, Any] = {"colluders": colluders, "malicious": malicious, "dropout": dropout}
     found = plan(n, **targets)
-    assert found.privacy == privacy_bound(n, found.degree, found.threshold, **targets) <= 2**-40
+
+    def weakest(degree: int, t: int) -> float:
+        """Of all rosters that are left when at most `dropout` does not advertise, the whole one first."""
+        bounds = []
+        for size in range(n, max(n - int(dropout * n + 1e-9), degree + 2) - 1, -1):
+            bounds.append(privacy_bound(size, degree, t, **targets))
+            if bounds[0] > 2**-40:
+                break
+        return max(bounds)
+
+    assert found.privacy == (weakest(found.degree, found.threshold) if found.degree else 0.0) <= 2**-40
     assert found.failure == failure_bound(n, found.degree, found.threshold, dropout) <= 2**-20
     holders = found.degree + 1 if found.degree else n
     assert threshold(found.fraction, holders) == found.threshold
     # Nothing smaller does, whatever the threshold.
     for degree in range(2, found.degree or n // 2 + 1, 2):
-        private = (t for t in range(1, degree + 2) if privacy_bound(n, degree, t, **targets) <= 2**-40)
+        private = (t for t in range(1, degree + 2) if weakest(degree, t) <= 2**-40)
         t = next(private, None)
         assert t is None or failure_bound(n, degree, t, dropout) > 2**-20
+
+
+@pytest.mark.parametrize(
+    ("n", "colluders", "left"), [(446, 0.1, 440), (216, 0.05, 205), (168, 0.1, 160), (446, 0.02, 402)]
+)
+def test_a_policy_accepts_the_planned_graph_where_not_everybody_advertised(
+    n: int, colluders: float, left: int
+) -> None:
+    """As many colluders, rounded down, are a larger part of fewer; planned for n alone it is refused."""
+    found = plan(n, colluders=colluders, dropout=0.1)
+    names = [f"c{i:03}" for i in range(left)]
+    ring = draw(names, found.degree, b"beacon")
+    assert ring.degree == found.degree > 0
+    found.policy().verify_graph(1, ring, ring.threshold(found.fraction))
+
+
+@given(n=st.integers(33, 500), colluders=st.floats(0.001, 0.2), dropout=st.floats(0, 0.3))
+def test_a_plan_keeps_its_bound_for_whatever_part_of_the_roster_advertises(
+    n: int, colluders: float, dropout: float
+) -> None:
+    found = plan(n, colluders=colluders, dropout=dropout)
+    fewest = n - int(dropout * n + 1e-9)
+    for size in range(fewest, n + 1):
+        if found.degree and size >= found.degree + 2:
+            assert privacy_bound(size, found.degree, found.threshold, colluders) <= found.privacy <= 2**-40
+        else:  # joined completely
+            assert is_exclusive(size, threshold(found.fraction, size), int(colluders * size + 1e-9))
 
 
 def test_no_plan_for_small_cohorts_is_sparse() -> None:
