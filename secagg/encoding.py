@@ -256,7 +256,7 @@ class Encoding:
         """
         self._verify_sum(total, n)
         held = {} if out is None else dict(out)
-        self._verify_out(held)
+        self.verify_out(held)
         masked = self.schema.masked
         sums: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in masked}
         clipped: dict[str, int] = {}
@@ -294,12 +294,16 @@ class Encoding:
         if total[COUNT_WORD] != n:
             raise EncodingError(f"The count lane does not say {n}: the sum is not that of {n} clients.")
 
-    def _verify_out(self, out: Mapping[str, NDArray[Any]]) -> None:
+    def verify_out(self, out: Mapping[str, NDArray[Any]]) -> None:
         """Raise EncodingError unless every array can hold its field's result."""
         for name, array in out.items():
             field = self.schema.masked.get(name)
             if field is None or not field.holds:
                 raise EncodingError(f"Expected out= arrays of fields whose result is an array, got {name!r}.")
+            if not isinstance(array, np.ndarray):
+                raise EncodingError(
+                    f"Field {name!r}: expected an out= array of numpy, got {type(array).__name__}."
+                )
             fits = array.shape == field.dims and array.dtype in field.holds
             if not fits or not array.flags.c_contiguous or not array.flags.writeable:
                 raise EncodingError(

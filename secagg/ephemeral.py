@@ -35,6 +35,7 @@ TAG_BYTES: Final = 16
 BOX_KEY_BYTES: Final = 32
 RECEIPT_BYTES: Final = 16
 CONTRIBUTION_BYTES: Final = KEM_CIPHERTEXT_BYTES + SEED_BYTES + TAG_BYTES
+_FIELD: Final = 2**255 - 19
 _NONCE: Final = bytes(12)
 """Each key of AES-GCM seals one message, so a nonce would carry nothing."""
 
@@ -68,6 +69,8 @@ class PublicKeys:
         """Raise IdentityError unless each key is one that gives secrets nobody can predict."""
         self.verify_form(hybrid)
         for public in (self.mask, self.transport):
+            if int.from_bytes(public, "little") >= _FIELD:  # X25519 would take it for another key
+                raise IdentityError("Expected an X25519 key below 2^255 - 19, got another form of one.")
             _exchange(_PROBE, public)  # whether a secret is zero depends on the public key alone
         for public in (self.mask_kem, self.transport_kem):
             if hybrid:

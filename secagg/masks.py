@@ -316,5 +316,10 @@ def _verify(words: Words, threads: int = 1) -> None:
         raise ValueError(
             f"Expected writeable uint64 words, shape (n,), got {kind} {words.dtype} {words.shape}."
         )
+    verify_threads(threads)
+
+
+def verify_threads(threads: int) -> None:
+    """Raise ValueError unless so many threads can share work."""
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"Expected threads to be a positive integer, got {threads!r}.")

@@ -139,6 +139,11 @@ class Policy:
         """
         size, where = len(graph.names), "E" if round is None else f"Round {round}: e"
         colluders = self.colluding(size)
+        if colluders >= size:
+            raise PolicyError(
+                f"{where}xpected fewer colluders than clients, got colluders={colluders} of {size}. Find "
+                "more clients, or lower colluders."
+            )
         if not graph.degree:
             if not is_exclusive(size, threshold, colluders):
                 raise PolicyError(

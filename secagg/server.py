@@ -21,6 +21,7 @@ has dropped, and an answer that comes later is refused. It keeps one running sum
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import tempfile
 from bisect import bisect_left
@@ -61,6 +62,7 @@ from .exchange import Table, exchange, table
 from .graph import COMPLETE_UP_TO, Graph, draw
 from .guard import Guard, one_at_a_time
 from .keys import Identity, Roster, hash_parts
+from .masks import verify_threads
 from .messages import (
     MAX_ADVERT_BYTES,
     MAX_ROUND,
@@ -101,7 +103,7 @@ class ServerPhase(Enum):
     UNMASKING = "collecting shares to unmask"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What a round released.
 
@@ -128,6 +130,13 @@ class Result:
     bounds: dict[str, float]
     public: dict[str, dict[str, Declared]]
     transcript: bytes
+
+    def __repr__(self) -> str:
+        fields = ", ".join(self.values)
+        return (
+            f"Result(round={self.round}, {len(self.survivors)} survivors, {len(self.dropped)} dropped, "
+            f"{len(self.faulty)} faulty, fields: {fields}, clipped={sum(self.clipped.values())})"
+        )
 
 
 @dataclass(slots=True)
@@ -248,9 +257,10 @@ class Server:
         self._roster = roster
         self._schema = schema
         self._policy = Policy() if policy is None else policy
-        self._session = secrets.token_bytes(16) if session is None else bytes(session)
-        if len(self._session) != 16:
-            raise ValueError(f"Expected a session of 16 bytes, got {len(self._session)}.")
+        if session is not None and (not isinstance(session, bytes) or len(session) != 16):
+            got = f"{len(session)} bytes" if isinstance(session, bytes) else type(session).__name__
+            raise ValueError(f"Expected a session of 16 bytes, got {got}. Leave it out to draw one.")
+        self._session = secrets.token_bytes(16) if session is None else session
         size = len(roster.clients)
         if not self._policy.min_clients <= size <= self._policy.max_clients:
             raise PolicyError(
@@ -284,6 +294,11 @@ class Server:
     def phase(self) -> ServerPhase:
         """Where this server stands."""
         return self._phase
+
+    @property
+    def round(self) -> int | None:
+        """Number of the round under way; None where there is none."""
+        return None if self._round is None else self._round.number
 
     @property
     def session(self) -> bytes:
@@ -360,6 +375,7 @@ class Server:
             PhaseError: If a round is under way.
             RoundReused: If this or a later round was opened before.
             ValueError: If `round` is no integer in 0..2^53 - 1.
+            TypeError: If `context` is not bytes.
         """
         if self._phase is not ServerPhase.IDLE:
             raise PhaseError(
@@ -368,6 +384,8 @@ class Server:
             )
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round < MAX_ROUND:
             raise ValueError(f"Expected round to be an integer in 0..{MAX_ROUND - 1}, got {round!r}.")
+        if not isinstance(context, (bytes, bytearray, memoryview)):
+            raise TypeError(f"Expected context as bytes, got {type(context).__name__}.")
         if round <= self._last:
             raise RoundReused(f"Round {round} is not after round {self._last}, which was opened already.")
         capacity = len(self._roster.clients)
@@ -516,6 +534,7 @@ class Server:
             PolicyError: If the cohort or its graph are weaker than this server's policy; the round is over.
             RoundAborted: If clients differ from the server or among themselves where all must be alike; the
                 round is over, `.blame` names them.
+            OSError: If the folder `scratch` has no room for the sum; make some, and call again.
         """
         state, phase = self._round, self._phase
         ends = {
@@ -589,7 +608,7 @@ class Server:
         state.roster = roster
         try:
             self._begin_shares(state, draw(state.adverts, state.offer.degree, roster))
-        except PolicyError:
+        except BaseException:
             self._drop()
             raise
         early, state.early = state.early, {}
@@ -622,6 +641,7 @@ class Server:
     def _end_shares(self, state: _Round) -> dict[str, bytes]:
         """Stage 3: to each client the boxes that its neighbours sealed for it."""
         self._verify_left(state, state.seeds, "sharing")
+        state.total = self._zeros(state.encoding.words)  # first: on a full disk nothing has changed
         state.shared = frozenset(state.seeds)
         delivered = {}
         for name, there, boxes in exchange(state.graph, state.boxes, state.shared):
@@ -631,7 +651,6 @@ class Server:
             delivered[name] = seal(self._identity, message, boxes)[0]
         if not state.offer.hybrid:  # A hybrid round's boxes also hold what unmasking needs.
             state.boxes = table(Graph.complete([]), 1)
-        state.total = self._zeros(state.encoding.words)
         self._phase = ServerPhase.VECTORS
         return delivered
 
@@ -639,6 +658,9 @@ class Server:
         if self._scratch is None:
             return np.zeros(words, np.uint64)
         with tempfile.TemporaryFile(dir=self._scratch) as file:
+            if hasattr(os, "posix_fallocate"):
+                # Else a disk that becomes full is found when a page is written, and the process is killed.
+                os.posix_fallocate(file.fileno(), 0, 8 * words)
             return np.memmap(file, np.uint64, "w+", shape=(words,))  # zeros; it outlives its name
 
     def _box(self, state: _Round, sender: str, receiver: str) -> bytes:
@@ -698,12 +720,16 @@ class Server:
         """Clients whose masks are in the sum, and of whose holders too few are left to take them off."""
         if not state.graph.degree or self._phase not in (ServerPhase.VECTORS, ServerPhase.CONSISTENCY):
             return []
-        survivors, there = frozenset(state.vectors), frozenset(left)
+        near = zip(
+            state.graph.names,
+            state.graph.count_near(state.vectors).tolist(),
+            state.graph.count_near(left).tolist(),
+            strict=True,
+        )
         return [
             name
-            for name in sorted(state.shared)
-            if (name in survivors or survivors.intersection(state.graph.neighbours(name)))
-            and len(there.intersection(state.graph.holders(name))) < state.threshold
+            for name, survivors, there in near
+            if name in state.shared and survivors and there < state.threshold
         ]
 
     def _verify_neighbourhoods(self, state: _Round, left: Collection[str]) -> None:
@@ -803,12 +829,17 @@ class Server:
 
         Raises:
             PhaseError: If no shares to unmask are being collected.
+            EncodingError: If an array of `out` cannot hold its result; the round goes on.
+            ValueError: If `threads` is no positive integer; the round goes on.
             CohortError: If too few shares came (`.blame` names who is missing); the round is over and nothing
                 of it is released.
             RoundAborted: If shares do not give a secret back (`.blame` names whose), or masks did not cancel;
                 the round is over and nothing of it is released.
         """
         state = self._expect(ServerPhase.UNMASKING, "result")
+        verify_threads(threads)
+        held = {} if out is None else dict(out)
+        state.encoding.verify_out(held)
         unmasking, missing = state.unmasking, self.missing
         assert unmasking is not None  # noqa: S101  # our invariant: made when the phase began
         self._drop()  # Whatever happens below, nothing further can enter this sum.
@@ -823,7 +854,7 @@ class Server:
         unmasking.remove(state.total, threads)
         survivors = tuple(sorted(state.vectors))
         try:
-            reduced = state.encoding.decode(state.total, len(survivors), out)
+            reduced = state.encoding.decode(state.total, len(survivors), held)
         except EncodingError as error:
             raise RoundAborted(f"Round {state.number}: {error} Nothing is released.") from error
         self._schema = self._schema.with_bounds(reduced.bounds)

@@ -118,13 +118,14 @@ class Unmasking(Secret):
         if not self._graph.degree:
             few = len(self._given) < self._threshold
             return dict.fromkeys(self._needed(), len(self._given)) if few else {}
-        counts = {name: sum(h in self._given for h in self._graph.holders(name)) for name in self._needed()}
-        return {name: count for name, count in counts.items() if count < self._threshold}
+        counts = dict(zip(self._graph.names, self._graph.count_near(self._given).tolist(), strict=True))
+        return {name: counts[name] for name in self._needed() if counts[name] < self._threshold}
 
     def _needed(self) -> Iterator[str]:
         """Survivors, and those dropped clients that have pair masks with a survivor."""
-        for name in sorted(self._shared):
-            if name in self._survivors or self._survivors.intersection(self._graph.neighbours(name)):
+        near = self._graph.count_near(self._survivors)
+        for name, survivors in zip(self._graph.names, near.tolist(), strict=True):
+            if name in self._shared and survivors:
                 yield name
 
     def remove(self, total: Words, threads: int = 1) -> None:

@@ -170,3 +170,12 @@ def test_a_graph_of_100_000_clients_is_drawn_in_seconds() -> None:
     # Measured: 0.3 s. Ten times that is a graph that was built edge by edge.
     assert time.process_time() - started < 3
     assert len(near) == 100
+
+
+@given(st.integers(33, 80), st.integers(1, 15), st.binary(min_size=1, max_size=4), st.data())
+def test_counts_of_the_chosen_near_each_client_are_those_of_its_holders(n, half, seed, data):
+    names = [f"c{i}" for i in range(n)]
+    chosen = data.draw(st.sets(st.sampled_from(names)))
+    for graph in (Graph.harary(names, 2 * half, seed), Graph.complete(names)):
+        counts = graph.count_near(chosen).tolist()
+        assert counts == [len(chosen.intersection(graph.holders(name))) for name in graph.names]

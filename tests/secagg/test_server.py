@@ -12,6 +12,7 @@ import pytest
 from secagg import (
     ClientPhase,
     CohortError,
+    EncodingError,
     Identity,
     IdentityError,
     MessageError,
@@ -900,3 +901,97 @@ def test_a_seed_that_is_not_the_one_its_hash_said_is_found():
     with pytest.raises(RoundAborted, match=r"'c2' do not give its secret back.*Nothing is released") as info:
         finish(parties)
     assert info.value.blame == ("c2",)
+
+
+# --- what the caller gets wrong, and what the machine lacks -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"threads": 0},
+        {"threads": True},
+        {"out": {"nothing": np.zeros(2)}},
+        {"out": {"x": np.zeros(2)}},
+        {"out": {"x": np.zeros(3, np.int64)}},
+        {"out": {"x": [0.0, 0.0, 0.0]}},
+    ],
+)
+def test_a_wrong_argument_of_result_loses_no_round(given):
+    parties = make_parties(4, SCHEMA)
+    answers = reach(parties, ServerPhase.UNMASKING)
+    for answer in answers.values():
+        parties.server.receive(answer)
+    with pytest.raises((ValueError, EncodingError), match=r"xpected"):
+        parties.server.result(**given)
+    assert parties.server.phase is ServerPhase.UNMASKING
+    assert parties.server.result().values["n"] == 4
+
+
+def test_a_full_disk_is_an_error_and_loses_no_round(tmp_path, monkeypatch):
+    """Room for the running sum is taken before a page of it is written: else the process would be killed."""
+    parties = make_parties(4, SCHEMA, scratch=tmp_path)
+    answers = reach(parties, ServerPhase.SHARES)
+    for answer in answers.values():
+        parties.server.receive(answer)
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        assert size == 8 * parties.server._round.encoding.words
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            parties.server.advance()
+    assert parties.server.phase is ServerPhase.SHARES
+    deliver(parties)
+    submit(parties, dict.fromkeys(parties.names(), VALUES))
+    assert finish(parties).values["n"] == 4
+
+
+@pytest.mark.parametrize("session", [16, "sixteen bytes ok", bytes(15), bytearray(16)])
+def test_a_session_of_another_type_is_refused(parties, session):
+    with pytest.raises(ValueError, match="Expected a session of 16 bytes"):
+        Server(parties.boss, parties.roster, SCHEMA, policy=SMALL, session=session)
+
+
+@pytest.mark.parametrize("context", [7, "model", [1, 2], None])
+def test_a_context_of_another_type_is_refused_and_opens_nothing(parties, context):
+    with pytest.raises(TypeError, match="Expected context as bytes"):
+        parties.server.open(1, context=context)
+    assert parties.server.phase is ServerPhase.IDLE
+    assert parties.server.round is None
+    parties.server.open(1)
+    assert parties.server.round == 1
+
+
+def test_more_colluders_than_clients_is_a_matter_of_policy():
+    policy = Policy(min_clients=3, allow_three=True, colluders=60, sparse=True)
+    parties = make_parties(40, SCHEMA, policy=policy, degree=4)
+    advertise(parties)
+    parties.server.advance()
+    with pytest.raises(PolicyError, match="fewer colluders than clients, got colluders=60 of 40"):
+        parties.server.draw_graph(bytes(32))
+    assert parties.server.phase is ServerPhase.IDLE
+
+
+def test_a_result_is_shown_in_one_line_without_its_values():
+    result = run_round(make_parties(4, SCHEMA), [VALUES] * 4)
+    shown = "Result(round=1, 4 survivors, 0 dropped, 0 faulty, fields: x, n, clipped=0)"
+    assert repr(result) == shown
+    assert hash(result) == hash(result)
+    assert result != run_round(make_parties(4, SCHEMA), [VALUES] * 4)
+
+
+def test_another_form_of_a_key_is_refused(parties):
+    """X25519 ignores the top bit: a key that is another's with it set would not look like a double."""
+    offer = parties.server.open(1)
+    advert = parties.clients[0].receive(offer)
+    header = open_sealed(advert, (Advert,), parties.roster.clients, 10**6).message
+    for changed in (
+        bytes([*header.mask_key[:31], header.mask_key[31] | 0x80]),
+        (2**255 - 19).to_bytes(32, "little"),
+    ):
+        altered, _ = seal(parties.people[0], msgspec.structs.replace(header, mask_key=changed))
+        with pytest.raises(MessageError, match="below 2\\^255 - 19"):
+            parties.server.receive(altered)
