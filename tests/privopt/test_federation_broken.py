@@ -149,8 +149,9 @@ class Breaks(OptiModule, register=False):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-@pytest.mark.parametrize("by", ["error", "interrupt"])
-@pytest.mark.parametrize("place", ["start", "run", "finish", "end"])
+@pytest.mark.parametrize(
+    ("place", "by"), [("start", "error"), ("run", "interrupt"), ("finish", "error"), ("end", "interrupt")]
+)
 def test_a_servers_step_that_raises_leaves_all_as_if_the_round_had_been_lost(
     tmp_path: Path, place: str, by: str, masks: bool
 ) -> None:
@@ -308,6 +309,43 @@ def test_a_client_whose_update_is_not_finite_says_so_and_what_it_spent(
         assert reports[1].clients["c2"].epsilon == pytest.approx(price, rel=1e-9)
 
 
+class Told(OptiModule, register=False):
+    """Notes what it is told of its rounds."""
+
+    name = "told"
+    steps: int = state(0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._told: list[bool] = []
+
+    def run(self, gradients: Vector) -> Vector:
+        self.steps += 1
+        return gradients
+
+    def on_round_end(self, accepted: bool) -> None:
+        self._told.append(accepted)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_round_that_counted_is_told_once_although_the_next_came_to_nothing(
+    tmp_path: Path, masks: bool
+) -> None:
+    problems: Any = {
+        name: Diverges(p.points, range(2, 3) if name == "c2" else range(0))
+        for name, p in quadratics(6).items()
+    }
+    found = federation(
+        tmp_path, problems, masks=masks, scaffold=False, client=lambda: Optimizer(0.1, modules=[Told()])
+    )
+    with np.errstate(all="ignore"):
+        assert [found.run_round().status for _ in range(4)] == ["ok"] * 4
+    modules = {name: client.optimizer.modules[0] for name, client in found.clients.items()}
+    assert modules["c2"]._told == [False, True, False, True]  # type: ignore[attr-defined]
+    assert modules["c3"]._told == [False, True, True, True]  # type: ignore[attr-defined]
+    assert (modules["c2"].steps, modules["c3"].steps) == (12, 16)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_restarted_client_costs_the_round_its_answers_and_stops_nobody(tmp_path: Path, stage: str) -> None:
     """Nothing between the client and the federation hides that it refuses: the refusal is no fault."""
@@ -420,6 +458,7 @@ def test_a_client_that_keeps_nothing_between_rounds_may_lose_its_state(tmp_path:
     assert found.run_round().status == "ok"
 
 
+@pytest.mark.slow
 def test_a_server_killed_between_a_rounds_line_and_its_checkpoint_does_the_round_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
