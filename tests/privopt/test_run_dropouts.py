@@ -102,7 +102,7 @@ def test_the_report_draws_survivors_and_counts_each_clients_dropouts(run: Path) 
     page = render(read_run(run))
     assert "Clients in the sum by round" in page
     assert f"{2 * ROUNDS} dropouts in {ROUNDS} rounds" in page
-    lates = 0
+    came_late = 0
     for name in (f"clinic-{i}" for i in range(CLIENTS)):
         at = [each[name] for each in gone(run) if name in each]
         late = sum(late for _, late in at)
@@ -112,8 +112,8 @@ def test_the_report_draws_survivors_and_counts_each_clients_dropouts(run: Path) 
             line.split(f"<td>{name}</td>")[1] for line in page.split("<tr>") if f"<td>{name}</td>" in line
         ]
         assert any(cell.partition("</tr>")[0].endswith(row) for cell in cells), name
-        lates += late
-    assert lates > 0, "or the last column would show nothing"
+        came_late += late
+    assert came_late > 0, "or the last column would show nothing"
     clean = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     for client in clean["clients"].values():
         client.update(dropped=None, late=False, status="ok")
