@@ -96,6 +96,8 @@ _AWAITED: Final[dict[ClientPhase, tuple[type[Message], ...]]] = {
     ClientPhase.SUBMITTED: (Survivors,),
     ClientPhase.SIGNED: (Agreement,),
 }
+_SHOWN: Final = 3
+"""Fields that an error describes."""
 _LATER: Final = {
     ClientPhase.IDLE: (),
     ClientPhase.ADVERTISED: _FROM_SERVER[1:],
@@ -161,6 +163,8 @@ class Client(Secret):
 
     Raises:
         IdentityError: If `identity` is not the one that `roster` lists under its name.
+        SchemaError: If `schema` is not one.
+        TypeError: If `register` is none.
 
     Example:
         A whole round stands in the docstring of `secagg.server.Server`.
@@ -184,6 +188,13 @@ class Client(Secret):
                 f"Expected the roster to list {identity.name!r} with the public key of this identity; it "
                 "does not."
             )
+        if not isinstance(schema, Schema):
+            raise SchemaError(f"Expected a Schema, got {type(schema).__name__}. Wrap it: Schema(fields).")
+        if not callable(getattr(register, "claim", None)):
+            raise TypeError(
+                f"Expected a register, got {type(register).__name__}. Take FileRegister(path), or "
+                "MemoryRegister() in tests."
+            )
         self._guard = Guard()
         self._identity = identity
         self._roster = roster
@@ -194,6 +205,7 @@ class Client(Secret):
         self._phase = ClientPhase.IDLE
         self._round: _Round | None = None
         self._submitted: tuple[bytes, int] | None = None
+        self._agreed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         where = "" if self._round is None else f", round={self._round.number}"
@@ -208,6 +220,16 @@ class Client(Secret):
     def phase(self) -> ClientPhase:
         """Where this client stands."""
         return self._phase
+
+    @property
+    def round(self) -> int | None:
+        """Number of the round that this client is in; None where it is in none."""
+        return None if self._round is None else self._round.number
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Ids of those whose sum this client has agreed to, sorted; empty until it has."""
+        return self._agreed
 
     @one_at_a_time
     def receive(
@@ -239,7 +261,7 @@ class Client(Secret):
         """
         if not isinstance(context, (bytes, bytearray, memoryview)):
             raise TypeError(f"Expected context as bytes, got {type(context).__name__}.")
-        opened = open_sealed(message, self._expected(), {"": self._roster.server}, self._largest_message())
+        opened = self._open(message)
         if isinstance(opened.message, Offer):
             return self._accept_offer(opened.message, opened.digest, context, declared or {})
         state = self._round
@@ -271,6 +293,19 @@ class Client(Secret):
                 return self._accept_agreement(state, opened.message, opened.tail)
             case _:
                 raise AssertionError("our invariant: one of the kinds that are expected")
+
+    def _open(self, message: bytes) -> Opened:
+        """A message of the server, of a kind that may come now."""
+        try:
+            return open_sealed(message, self._expected(), {"": self._roster.server}, self._largest_message())
+        except MessageError as error:
+            kinds: tuple[type[Message], ...] = (*_AWAITED.get(self._phase, ()), Offer)
+            named = " or ".join(kind.__name__ for kind in kinds)
+            # To the caller alone: it may hold another roster than it thinks, or have started anew.
+            raise MessageError(
+                f"{error} This client is {self._phase.value} and expects {named}, signed by the server of "
+                f"its roster ({self._roster.fingerprint})."
+            ) from None
 
     def _expected(self) -> tuple[type[Message], ...]:
         """Kinds of message that may come in this phase: an offer, this stage's and those of later ones."""
@@ -367,6 +402,7 @@ class Client(Secret):
             )
         self._register.claim(offer.session, offer.round)
         self._drop()  # From here on an older round is over.
+        self._agreed = ()
         self._round = _Round(
             offer.session, offer.round, offer, digest, advert_digest, statement, schema, encoding, secrets
         )
@@ -379,7 +415,12 @@ class Client(Secret):
         base, mine = schema.base(), self._schema
         if base != mine:
             names = sorted(f for f in base.keys() | mine.keys() if base.get(f) != mine.get(f))
-            what = f"fields {names} differ" if names else "the order of fields differs"
+            different = [
+                f"{f!r} is {base.get(f, 'missing')} there, {mine.get(f, 'missing')} here" for f in names
+            ]
+            what = "; ".join(different[:_SHOWN]) or "the order of fields differs"
+            if len(different) > _SHOWN:
+                what += f"; and {len(different) - _SHOWN} more fields"
             raise SchemaError(
                 f"Round {offer.round}: expected an offer for the schema of this client, got another: {what}. "
                 "Configure server and clients alike."
@@ -514,7 +555,7 @@ class Client(Secret):
             self._policy.verify_survivors(
                 state.number, len(survivors), len(state.graph.names), state.offer.min_clients
             )
-        state.survivors = survivors
+        state.survivors = self._agreed = survivors
         state.agreed = hash_survivors(state.roster, message.survivors)
         self._phase = ClientPhase.SIGNED
         signed = Consistency(*self._header(state), roster=state.roster, survivors=state.agreed)
@@ -627,7 +668,9 @@ class Client(Secret):
         return self._masked(state, 0, words)
 
     @one_at_a_time
-    def submit_parts(self, values: Mapping[str, Any], *, part_words: int = 1 << 20) -> Iterator[bytes]:
+    def submit_parts(
+        self, values: Mapping[str, Any] | None = None, /, *, part_words: int = 1 << 20, **fields: Any
+    ) -> Iterator[bytes]:
         """Do what `submit` does for a vector that does not fit in memory: in several messages, in order.
 
         Values are encoded, masked and signed part by part; arrays may be `numpy.memmap`. Every value is
@@ -637,6 +680,7 @@ class Client(Secret):
         Args:
             values: Values by field, as `submit` takes them; they must not change until the last part.
             part_words: Words of each part but the last; 8 bytes each.
+            **fields: Further values by field. (`prepare` holds a vector whole, so it goes with `submit`.)
 
         Returns:
             Iterator over the messages to send, in this order.
@@ -649,11 +693,12 @@ class Client(Secret):
         state = self._ready()
         if isinstance(part_words, bool) or not isinstance(part_words, int) or part_words < 1:
             raise ValueError(f"Expected part_words to be a positive integer, got {part_words!r}.")
-        words = state.encoding.stream(values, self._rounding(state.session, state.number), part_words)
+        given = {**(values or {}), **fields}
+        words = state.encoding.stream(given, self._rounding(state.session, state.number), part_words)
         return self._parts(state, words, self._take_masks(state).stream())
 
     def _parts(self, state: _Round, parts: Iterator[Words], masks: MaskStream) -> Iterator[bytes]:
-        start = 0
+        start, message = 0, b""
         try:
             with masks:
                 for words in parts:
@@ -662,12 +707,15 @@ class Client(Secret):
                             raise PhaseError(f"Expected round {state.number} to send a part of, it is over.")
                         masks.add(words)
                         message = self._masked(state, start, words)
-                    yield message
                     start += words.size
+                    if start < state.encoding.words:
+                        yield message
         except BaseException:
-            if self._round is state:
-                self._drop()
+            with self._guard.no_other_call():
+                if self._round is state:
+                    self._drop()
             raise
+        yield message  # the last part: who took it has the whole vector, and may let this iterator go
 
     def _masked(self, state: _Round, start: int, words: Words) -> bytes:
         assert state.secrets is not None  # noqa: S101  # our invariant: a round under way has its secrets
@@ -700,6 +748,8 @@ class Client(Secret):
 
     def _drop(self) -> None:
         if self._round is not None:
+            if self._round.secrets is not None:
+                self._round.secrets.forget()  # an error's traceback may still lead to it
             self._round.secrets = self._round.words = None
         self._round = None
         self._phase = ClientPhase.IDLE

@@ -26,6 +26,12 @@ class Guard:
         self._busy = False
 
     @contextmanager
+    def no_other_call(self) -> Iterator[None]:
+        """The time of what may end a call of the same thread, such as letting go of an iterator."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def one_call(self) -> Iterator[None]:
         """The time of one call; raises PhaseError within another one of the same thread."""
         with self._lock:

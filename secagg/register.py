@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from .errors import RegisterError, RoundReused
 from .keys import sync_folder
+from .messages import MAX_ROUND
 
 # The dot ends a record: a torn one lacks it and was never acknowledged.
 _RECORD: Final = re.compile(rb"([0-9a-f]{32}) (\d{1,20}) \.")
@@ -41,7 +42,7 @@ class MemoryRegister:
         >>> register.claim(bytes(16), 1)
         Traceback (most recent call last):
         ...
-        secagg.errors.RoundReused: Round 1 of session 00000000… was already used. Open the next round.
+        secagg.errors.RoundReused: Round 1 of session 00000000… was already used here. The ...
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,8 @@ class FileRegister:
         path: File; made on the first claim, in a folder that exists.
 
     Raises:
-        RegisterError: On a claim, if the file holds anything but records; it stays as it is.
+        RegisterError: On a claim, if the file holds anything but records, and stays as it is; or if there is
+            no folder for it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,7 +84,15 @@ class FileRegister:
 
     def claim(self, session: bytes, round: int) -> None:
         """Mark a round as used, durably; raises RoundReused if it already was."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        if len(session) != 16 or type(round) is not int or not 0 <= round < MAX_ROUND:
+            raise ValueError(
+                f"Expected a session of 16 bytes and a round in 0..{MAX_ROUND - 1}, got {len(session)} bytes "
+                f"and {round!r}."
+            )
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except FileNotFoundError:
+            raise RegisterError(f"Expected a folder for the register {self._path}. Make it.") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             first = self._read == 0
@@ -136,5 +146,6 @@ class FileRegister:
 
 def _reused(session: bytes, round: int) -> RoundReused:
     return RoundReused(
-        f"Round {round} of session {session.hex()[:8]}… was already used. Open the next round."
+        f"Round {round} of session {session.hex()[:8]}… was already used here. The server has to open a "
+        "later round."
     )

@@ -163,39 +163,47 @@ class RoundSecrets(Secret):
         Raises:
             RoundAborted: If a box does not open or holds no shares; names its sender.
         """
-        assert self._transport is not None  # noqa: S101  # our invariant: stages come in order
-        assert self._pair_keys is not None  # noqa: S101
-        assert self._shares is not None  # noqa: S101
         view, size = memoryview(boxes), box_bytes(self._hybrid)
-        theirs: dict[str, bytes] = dict.fromkeys(senders, b"")
-        failed = []
-        for place, peer in enumerate(senders):
-            box = bytes(view[place * size : (place + 1) * size])
-            try:
-                if self._hybrid:
-                    sealed, box = box[:CONTRIBUTION_BYTES], box[CONTRIBUTION_BYTES:]
-                    theirs[peer] = self._open_contribution(peer, sealed)
-                plain, self._receipts[peer] = self._transport.open(
-                    self._name, peer, self._publics[peer], self._binding, box
-                )
-            except (InvalidTag, ValueError):
-                failed.append(peer)
-                continue
-            shares = np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS)
-            if int(shares.max()) >= shamir.PRIME:
-                failed.append(peer)
-            self._shares[peer] = shares
+        theirs: dict[str, bytes] = {}
+        failed = [
+            peer
+            for place, peer in enumerate(senders)
+            if not self._open(peer, bytes(view[place * size : (place + 1) * size]), theirs)
+        ]
         if failed:
-            whole = " Or the whole delivery was another client's." if len(failed) == len(senders) else ""
+            theirs.clear()
+            # One that all fail is due to nobody in particular.
+            whole = len(failed) == len(senders)
+            hint = " Or the whole delivery was another client's." if whole else ""
             raise RoundAborted(
                 f"Round {self._binding.round}: the shares of {failed} for {self._name!r} do not open. They "
-                f"or the server altered them, or they hold another roster.{whole} Open the next round, "
+                f"or the server altered them, or they hold another roster.{hint} Open the next round, "
                 "without them if it comes again.",
-                failed,
+                [] if whole else failed,
             )
         self._transport = self._mask_key = None
         kept = {peer: self._pair_key(peer, theirs[peer]) for peer in senders}
         self._pair_keys, self._own_contributions = kept, {}
+
+    def _open(self, peer: str, box: bytes, theirs: dict[str, bytes]) -> bool:
+        """Keep what a neighbour's box holds, its contribution in `theirs`; False if it does not open.
+
+        In a function of its own: an error that `accept` raises leads to that one's variables, not to these.
+        """
+        assert self._transport is not None  # noqa: S101  # our invariant: stages come in order
+        assert self._shares is not None  # noqa: S101
+        theirs[peer] = b""
+        try:
+            if self._hybrid:
+                sealed, box = box[:CONTRIBUTION_BYTES], box[CONTRIBUTION_BYTES:]
+                theirs[peer] = self._open_contribution(peer, sealed)
+            plain, self._receipts[peer] = self._transport.open(
+                self._name, peer, self._publics[peer], self._binding, box
+            )
+        except (InvalidTag, ValueError):
+            return False
+        self._shares[peer] = np.frombuffer(plain, "<u4").reshape(2, shamir.LIMBS)
+        return int(self._shares[peer].max()) < shamir.PRIME
 
     def _open_contribution(self, peer: str, sealed: bytes) -> bytes:
         assert self._mask_key is not None  # noqa: S101  # our invariant: kept in hybrid rounds
@@ -242,6 +250,11 @@ class RoundSecrets(Secret):
             for peer, receipt in zip(peers, parts, strict=True)
             if not hmac.compare_digest(receipt, self._awaited.get(peer, b""))
         ]
+
+    def forget(self) -> None:
+        """Let everything go; whoever still holds this object holds nothing of the round."""
+        self._seed = self._mask_key = self._transport = self._pair_keys = self._shares = None
+        self._receipts, self._awaited, self._own_contributions = {}, {}, {}
 
     @property
     def senders(self) -> frozenset[str]:

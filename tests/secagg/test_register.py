@@ -231,3 +231,20 @@ def test_the_file_is_private(tmp_path):
     register.claim(A, 1)
     assert (tmp_path / "used").stat().st_mode & 0o077 == 0
     assert repr(register) == f"FileRegister({str(tmp_path / 'used')!r})"
+
+
+@pytest.mark.parametrize("round", [-1, True, 1.5, "a", 2**53, 10**25])
+def test_a_round_that_could_not_be_read_again_is_not_written(tmp_path, round):
+    register = FileRegister(tmp_path / "rounds")
+    register.claim(bytes(16), 1)
+    before = (tmp_path / "rounds").read_bytes()
+    for session, number in ((bytes(16), round), (bytes(15), 2)):
+        with pytest.raises(ValueError, match="Expected a session of 16 bytes and a round in"):
+            register.claim(session, number)
+    assert (tmp_path / "rounds").read_bytes() == before
+    FileRegister(tmp_path / "rounds").claim(bytes(16), 2)
+
+
+def test_a_register_without_a_folder_says_so(tmp_path):
+    with pytest.raises(RegisterError, match="Make it"):
+        FileRegister(tmp_path / "missing" / "rounds").claim(bytes(16), 1)

@@ -38,10 +38,10 @@ from secagg import (
 from secagg.ephemeral import Binding, MaskKey, PublicKeys, TransportKey
 from secagg.keys import Secret
 from secagg.masks import Mask, Masks, MaskStream
-from secagg.messages import Unmask, open_sealed
+from secagg.messages import Delivery, Unmask, open_sealed
 from secagg.sharing import RoundSecrets
 from tests.secagg.parties import Parties, make_parties
-from tests.secagg.test_client import SCHEMA, reach
+from tests.secagg.test_client import BOX, SCHEMA, altered, reach, reopened
 
 VALUES = {"x": [0.123456, -0.654321, 0.777777], "n": 424242}
 HYBRID = Policy(min_clients=3, allow_three=True, hybrid=True)
@@ -634,3 +634,20 @@ def test_a_binding_and_public_keys_hold_public_things_only() -> None:
 
 def test_the_two_refusals_of_a_message_and_of_a_value_are_told_apart() -> None:
     assert not issubclass(MessageError, EncodingError)
+
+
+def test_an_error_that_is_kept_leads_to_no_secret_of_the_round():
+    """Its traceback holds frames, and those the objects that failed."""
+    parties = make_parties(4, SCHEMA)
+    messages = reach(parties, ClientPhase.SHARED)
+    client, secrets = parties.clients[2], parties.clients[2]._round.secrets
+    mine = bytearray(reopened(parties, messages["c2"], Delivery).tail)
+    mine[BOX] ^= 1  # of three boxes the second
+    known = [secrets._seed, *secrets._pair_keys.values(), secrets._shares["c2"].tobytes()]
+    with pytest.raises(RoundAborted) as info:
+        client.receive(altered(parties, messages["c2"], Delivery, mine))
+    assert info.value.blame == ("c1",)
+    frames = [frame for frame, _ in traceback.walk_tb(info.value.__traceback__)][1:]  # not this one
+    found = contents(reachable(*(value for frame in frames for value in frame.f_locals.values())))
+    assert len(found) > 20
+    assert not [each for each in known for text in found if each in text]

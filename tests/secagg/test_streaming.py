@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secagg import EncodingError, MessageError, PhaseError, RoundReused, Schema, counted, summed
+from secagg import ClientPhase, EncodingError, MessageError, PhaseError, RoundReused, Schema, counted, summed
 from secagg.spool import Spool
 from tests.secagg.parties import Parties, finish, make_parties, ready, run_round
 
@@ -191,3 +191,26 @@ def test_a_spool_that_finds_no_room_for_its_file_says_so_and_nothing_else(tmp_pa
     with pytest.raises(FileNotFoundError):
         Spool(tmp_path / "missing")
     gc.collect()  # warnings are errors here: one from its finalizer would be, too
+
+
+def test_whoever_took_the_last_part_may_let_the_iterator_go():
+    """As ``zip`` and ``islice`` do: the server has the whole vector, so the client must stay in the round."""
+    given, parties = values(3), make_parties(3, SCHEMA)
+    ready(parties)
+    count = len(list(range(0, parties.server._round.encoding.words, 700)))
+    for client, each in zip(parties.clients, given, strict=True):
+        for _, message in zip(range(count), client.submit_parts(each, part_words=700), strict=False):
+            parties.server.receive(message)
+        gc.collect()
+        assert client.phase is ClientPhase.SUBMITTED
+    exact = sum(each["x"] for each in given)
+    assert np.abs(finish(parties).values["x"] - exact).max() <= 3 / (2**15 - 1)
+
+
+def test_fields_may_be_named_as_for_a_whole_vector():
+    given, parties = values(3), make_parties(3, SCHEMA)
+    ready(parties)
+    for client, each in zip(parties.clients, given, strict=True):
+        for message in client.submit_parts(**each):
+            parties.server.receive(message)
+    assert finish(parties).values["n"] == 3

@@ -257,10 +257,10 @@ class Twice(Client):
         return (*super()._expected(), Survivors, Agreement)
 
     def _accept_agreement(self, state, message, signatures):
-        both, phase = dict(state.secrets._shares), self._phase
+        both, awaited, phase = dict(state.secrets._shares), state.secrets._awaited, self._phase
         answer = super()._accept_agreement(state, message, signatures)
         state.secrets = self.kept
-        state.secrets._shares = both
+        state.secrets._shares, state.secrets._awaited = both, awaited
         self._round, self._phase = state, phase
         return answer
 
@@ -354,7 +354,10 @@ def test_a_client_that_comes_up_again_from_a_file_gives_the_other_share():
             name: (
                 parties.clients[name]._round,
                 parties.clients[name]._round.secrets,
-                {"_shares": dict(parties.clients[name]._round.secrets._shares)},
+                {
+                    "_shares": dict(parties.clients[name]._round.secrets._shares),
+                    "_awaited": parties.clients[name]._round.secrets._awaited,
+                },
             )
             for name in parties.names[1:]
         }
