@@ -123,7 +123,7 @@ def test_a_round_that_is_done_again_without_one_client_gives_its_value_where_rou
 
 def test_a_round_number_is_used_once():
     parties = Attacker(5)
-    with pytest.raises(RoundReused, match=r"^Round 1 of session 61747461… was already used\. Open the next"):
+    with pytest.raises(RoundReused, match=r"^Round 1 of session 61747461… was already used here"):
         without_c0_the_second_time(parties, secret_values(parties.names), second=1)
     honest = make_parties(4, SCHEMA)
     run_round(honest, list(secret_values(honest.names()).values()), 3)

@@ -96,7 +96,7 @@ def test_fresh_keys_defeat_a_replay_even_where_the_register_was_lost():
 def test_the_register_defeats_a_replay_even_where_keys_are_the_same(monkeypatch, tmp_path):
     keys_from_a_file(monkeypatch)
     parties = Attacker(4, registers={"c0": FileRegister(tmp_path / "rounds")})
-    with pytest.raises(RoundReused, match=r"^Round 1 of session 61747461… was already used\. Open the next"):
+    with pytest.raises(RoundReused, match=r"^Round 1 of session 61747461… was already used here"):
         replayed(parties, secret_values(parties.names)["c0"], NOTHING, FileRegister(tmp_path / "rounds"))
 
 
