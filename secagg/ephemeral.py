@@ -64,13 +64,14 @@ class PublicKeys:
             raise IdentityError(
                 f"Expected ML-KEM keys of {size} bytes, since the round is {kind}, got others."
             )
+        for public in (self.mask, self.transport):
+            if int.from_bytes(public, "little") >= _FIELD:  # X25519 would take it for another key
+                raise IdentityError("Expected an X25519 key below 2^255 - 19, got another form of one.")
 
     def verify(self, hybrid: bool) -> None:
         """Raise IdentityError unless each key is one that gives secrets nobody can predict."""
         self.verify_form(hybrid)
         for public in (self.mask, self.transport):
-            if int.from_bytes(public, "little") >= _FIELD:  # X25519 would take it for another key
-                raise IdentityError("Expected an X25519 key below 2^255 - 19, got another form of one.")
             _exchange(_PROBE, public)  # whether a secret is zero depends on the public key alone
         for public in (self.mask_kem, self.transport_kem):
             if hybrid:

@@ -176,6 +176,8 @@ class Schema(Mapping[str, Reduction]):
 
     def base(self) -> Schema:
         """The same schema before its first round: what two parties compare while bounds adapt."""
+        if all(bound.now is None for bound in self._adaptive().values()):
+            return self
         fields = dict(self._fields)
         for name, bound in self._adaptive().items():
             fields[name] = _with_bound(fields[name], replace(bound, now=None))

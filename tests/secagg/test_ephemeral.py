@@ -293,3 +293,14 @@ def test_a_folded_or_truncated_seed_would_be_seen() -> None:
     assert len(set(keys)) == 1_000
     assert_uniform_bits(np.frombuffer(b"".join(keys), np.uint8))
     assert_rejects(assert_uniform_bits, np.frombuffer(b"".join(folded), np.uint8))
+
+
+@pytest.mark.parametrize("which", ["mask", "transport"])
+def test_a_key_has_one_form(which):
+    """X25519 drops the top bit and reduces modulo 2^255 - 19: others' forms would pass for different keys."""
+    good = TransportKey(False).keys[0], TransportKey(False).keys[0]
+    keys = PublicKeys(*good)
+    keys.verify_form(False)
+    for form in (bytes([*good[0][:31], good[0][31] | 0x80]), (2**255 - 19 + 9).to_bytes(32, "little")):
+        with pytest.raises(IdentityError, match=r"below 2\^255 - 19"):
+            replace(keys, **{which: form}).verify_form(False)
