@@ -145,12 +145,16 @@ class AuxVar:
         """Build an instance from combined values; flat arrays become Vectors laid out as `like`.
 
         Args:
-            values: One value per field that the round carried; `local` fields become None.
+            values: One value per field that the round carried; `local` fields become None, and so do `same`
+                ones whose value is not given.
             like: A Vector with the model's layout, framework and dtypes.
         """
         fields: dict[str, Any] = {}
         for field, reduction in cls._reductions.items():
-            value = None if isinstance(reduction, Local) else values[field]
+            if isinstance(reduction, Local):
+                value = None
+            else:
+                value = values.get(field) if isinstance(reduction, Same) else values[field]
             if (
                 field in cls._vectors
                 and like is not None

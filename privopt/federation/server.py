@@ -378,7 +378,9 @@ class Server:
             self._drop_missing()
         if self._secure is not None:
             result = self._secure.result()
-            values, survivors = dict(result.values), tuple(result.survivors)
+            values, survivors = dict(result.values), tuple(sorted(result.survivors))
+            for field, told in result.public.items():  # who dropped later told it, too
+                values[field] = tuple(told[name] for name in survivors)
             report.clipped, report.faulty = dict(result.clipped), result.faulty
         else:
             if not self._clear:
@@ -388,6 +390,8 @@ class Server:
                 values = secagg.reduce_clear(self.schema, [self._clear[name] for name in survivors])
             except ValueError as error:  # clients differ where all must be alike
                 raise secagg.RoundAborted(str(error)) from error
+            # Under masks a hash of what is the same is all that comes. A plug-in reads None either way.
+            values = {name: value for name, value in values.items() if self.schema[name].kind != "same"}
         with uninterrupted():  # the model that moved, and who is told that it did, are one thing
             self._step(values)
             for name in survivors:

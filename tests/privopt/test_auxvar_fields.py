@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import secagg
 from privopt import (
     AuxVar,
+    Optimizer,
     OptiModule,
     Vector,
     adaptive,
@@ -19,14 +22,18 @@ from privopt import (
     maximum,
     minimum,
     moments,
+    public,
     quantile,
+    same,
     sparse,
     state,
     summed,
     true_count,
 )
+from privopt.federation.settings import Dropout
 from privopt.testing import ContractError, Subject, check_aux_var
 from tests.contracts import gradients
+from tests.privopt.federated import Planned, federation
 from tests.secagg.agreement import assert_agrees
 
 SHAPES = {"w": (3, 2), "b": (3,)}
@@ -175,3 +182,88 @@ def test_the_contract_finds_what_a_declaration_does_not_allow() -> None:
         ContractError, match=r"'tests-survey.sizes' under masks within .* of its sum in clear"
     ):
         check_aux_var(Subject(Careless, {}))
+
+
+# ---- values that are told, not summed ---------------------------------------------------------------------
+
+
+class Told(AuxVar, register=False):
+    name = "tests-told"
+    steps: int = counted(at_most=100)
+    site: str = public()
+    version: str = same()
+
+
+class Teller(OptiModule, register=False):
+    """Says which site it is, and the version that all should have."""
+
+    name = "tests-teller"
+    aux_name = "tests-told"
+    aux_var = Told
+    version: str = "v1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._site = ""
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients
+
+    def collect_aux_var(self) -> Told:
+        return Told(steps=2, site=self._site, version=self.version)
+
+
+class Listener(OptiModule, register=False):
+    """Keeps what the server's half reads."""
+
+    name = "tests-listener"
+    aux_name = "tests-told"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._heard: list[tuple[object, ...]] = []
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients
+
+    def process_aux_var(self, aux_var: AuxVar) -> None:
+        assert isinstance(aux_var, Told)
+        self._heard.append((aux_var.steps, aux_var.site, aux_var.version))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_is_public_comes_from_the_clients_in_the_sum_and_what_is_the_same_is_none(
+    tmp_path: Path, masks: bool
+) -> None:
+    listener = Listener()
+    found = federation(
+        tmp_path,
+        masks=masks,
+        policy=secagg.Policy(min_clients=4),
+        client=lambda: Optimizer(0.1, modules=[Teller()]),
+        server=Optimizer(1.0, modules=[listener]),
+        # c3 has told its values when it vanishes from a masked round; it is not in the sum.
+        dropouts=Planned({2: {"c3": Dropout("vector", late=False)}}),
+    )
+    for name, client in found.clients.items():
+        client.optimizer.modules[0]._site = f"site of {name}"  # type: ignore[attr-defined]
+    assert [r.status for r in found.run(2)] == ["ok", "ok"]
+    for heard, ids in zip(listener._heard, ("01234", "0124"), strict=True):
+        sites = tuple(f"site of c{i}" for i in ids)
+        assert heard == (2 * len(ids), sites, None)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_clients_that_differ_in_what_is_the_same_stop_the_round(tmp_path: Path, masks: bool) -> None:
+    listener = Listener()
+    found = federation(
+        tmp_path,
+        masks=masks,
+        client=lambda: Optimizer(0.1, modules=[Teller()]),
+        server=Optimizer(1.0, modules=[listener]),
+    )
+    found.clients["c2"].optimizer.modules[0].version = "v2"  # type: ignore[attr-defined]
+    report = found.run_round()
+    assert report.status == "aborted"
+    assert ("tests-told.version" if masks else "alike") in str(report.reason)
+    assert listener._heard == []
