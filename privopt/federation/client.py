@@ -63,6 +63,10 @@ class Client:
         most_steps: Most steps of any client in a round; `steps` by default.
         bits: Precision of one value of the update, under masks.
         bound: Bound on an entry of the update, or the text ``"adaptive"``.
+
+    Attributes:
+        error: Why it failed in, or refused, the last round, in one line; None where it did not. It stays
+            here: the server is told that it did, and no more.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class Client:
         self._sessions: dict[str, int] = {}
         self._secure: secagg.Client | None = None
         self._round = 0
+        self.error: str | None = None
         self._pending: dict[str, Any] | None = None
         self._base: dict[str, Any] = optimizer.get_state()
         kept = home.read_state(run)
@@ -175,26 +180,35 @@ class Client:
         self._verify_state(message.accepted.get(self.id, 0))
         weights, aux = self._read(message)
         # Before anything is spent: what the round asks for is checked, and it can never be asked again.
-        acceptable, secure = self._open(message, weights)
+        refusal, secure = self._open(message, weights)
         self._secure = secure
+        self.error = refusal
         self._settle(message.accepted.get(self.id, 0))
         self._sessions[session] = message.round
         self._write()
-        if not acceptable:
+        if refusal is not None:
             return self._stopped(message, "refused")
         try:
             values = self._train(message, weights, aux)
         except dp.PrivacyBudgetExceeded:
             return self._stopped(message, "budget")
         if not np.all(np.isfinite(values["update"])):
-            return self._stopped(message, "failed")  # no sum can hold it; what it spent is told
+            return self._failed(message, "Expected a finite update, got NaN or infinity in it.")
         if message.offer is None:
             self._keep(message.round)
             state = dump_state(values)
             return self._sealed(
                 Clear(message.session, message.round, state, self._releases(message), self._epsilon())
             )
-        return self._advertise(message, values)
+        try:
+            return self._advertise(message, values)
+        except secagg.EncodingError as error:  # what a plug-in sends is not what it declares
+            return self._failed(message, str(error))
+
+    def _failed(self, message: Begin, error: str) -> bytes:
+        """No sum can hold what it has to send; what it spent is told all the same."""
+        self._secure, self.error = None, error.partition("\n")[0]
+        return self._stopped(message, "failed")
 
     def _verify_ledger(self, recorded: int) -> None:
         """Refuse to go on from a ledger older than what it told the server: it would under-count."""
@@ -239,14 +253,16 @@ class Client:
         like = self.problem.weights
         return weights.to(like), {name: _placed(value, like) for name, value in aux.items()}
 
-    def _open(self, message: Begin, weights: Vector) -> tuple[bool, secagg.Client | None]:
-        """Whether the round is one that this client takes part in, and its masks."""
+    def _open(self, message: Begin, weights: Vector) -> tuple[str | None, secagg.Client | None]:
+        """Why this client takes no part in the round, None where it does; and its masks."""
         # Noise on the gradients of a model that has diverged would be spent for nothing.
-        agreed = (message.steps_of(self.id), message.seconds) == (self._steps, self._seconds)
-        if not agreed or not np.all(np.isfinite(weights.flatten())):
-            return False, None
+        asked, agreed = (message.steps_of(self.id), message.seconds), (self._steps, self._seconds)
+        if asked != agreed:
+            return f"Expected (steps, seconds) of a round as agreed, {agreed}, got {asked}.", None
+        if not np.all(np.isfinite(weights.flatten())):
+            return "Expected a finite model, got NaN or infinity in its weights.", None
         if message.offer is None or self._masks is None:
-            return True, None
+            return None, None
         secure = secagg.Client(
             self._identity,
             self._roster,
@@ -257,11 +273,11 @@ class Client:
         )
         try:
             offered = secure.verify(message.offer)
-        except (secagg.PolicyError, secagg.SchemaError):
-            return False, None
+        except (secagg.PolicyError, secagg.SchemaError) as error:
+            return str(error).partition("\n")[0], None
         if offered != (message.session, message.round):
             raise ValueError(f"Expected the offer of round {message.round}, got another round's.")
-        return True, secure
+        return None, secure
 
     def _settle(self, accepted: int) -> None:
         """Put the optimizer where the last round that counted left it."""

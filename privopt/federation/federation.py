@@ -55,6 +55,8 @@ class Federation:
 
     Attributes:
         out: Clients that said that their budget is spent: a selection passes them over.
+        errors: Why clients failed in, or refused, the last round, in one line each, by id. They are known in
+            this process alone; what a client sends the server says that it failed, and no more.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Federation:
             )
         self.dropouts = dropouts or Dropouts()
         self.out: set[str] = set()
+        self.errors: dict[str, str] = {}
         self.clients = {client.id: client for client in clients}
         self.server = server
         self.need = need
@@ -112,6 +115,7 @@ class Federation:
         asked = self._select()
         gone = self.dropouts.draw(server.round + 1, asked)
         late: dict[str, bytes] = {}
+        self.errors = {}
         server.begin(asked)
         try:
             late = self._ask(asked, server.opening, gone)
@@ -120,7 +124,7 @@ class Federation:
                 late = self._ask({name: self.clients[name] for name in messages}, messages.__getitem__, gone)
             report = server.finish()
         except secagg.RoundAborted as error:
-            report = server.abort(str(error))
+            report = server.abort(f"{error}{self._cause()}")
         except BaseException:
             # An interrupt, or a fault: whoever catches it may go on with the next round.
             server.abort("stopped")
@@ -135,6 +139,14 @@ class Federation:
             elif name in self.out:
                 client.status = "stopped"
         return report
+
+    def _cause(self) -> str:
+        """What an aborted round's reason adds about clients that failed."""
+        if not self.errors:
+            return ""
+        first = min(self.errors)
+        others = f" ({len(self.errors) - 1} more in Federation.errors.)" if len(self.errors) > 1 else ""
+        return f" At client {first!r}: {self.errors[first]}{others}"
 
     def _select(self) -> Mapping[str, Client]:
         """The clients of the next round. Where all are asked, so are those that stopped."""
@@ -155,9 +167,12 @@ class Federation:
                 continue
             try:
                 answer = self._transport(client, message(name))
-            except CLIENT_FAILURES:
+            except CLIENT_FAILURES as error:
                 # The server learns only that no answer came; the report says at which stage.
+                self._note(name, error)
                 continue
+            if client.error is not None:
+                self.errors[name] = client.error
             if answer is None:
                 continue
             if misses:
@@ -165,11 +180,16 @@ class Federation:
                 continue
             try:
                 self.server.receive(answer)
-            except (ValueError, secagg.SecAggError):
+            except (ValueError, secagg.SecAggError) as error:
                 # Damaged or forged on its way, or not what the round expects: no answer came. (A fault of
                 # the client's own program is another matter, and is raised above.)
+                self._note(name, error)
                 continue
         return late
+
+    def _note(self, name: str, error: Exception) -> None:
+        # Its text alone: an exception would keep alive what its frames hold.
+        self.errors[name] = str(error).partition("\n")[0] or type(error).__name__
 
     def _deliver_late(self, answers: Mapping[str, bytes]) -> None:
         """Answers to a stage that has ended: the server refuses them, and nothing changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 import dp
 import secagg
-from privopt import Optimizer, OptiModule, Vector, state
+from privopt import AuxVar, Optimizer, OptiModule, Vector, state, summed
 from privopt.aggregators import make_aggregator
 from privopt.checkpoint import dump_state, load_state
 from privopt.federation import Selection
@@ -485,3 +486,89 @@ def test_a_server_killed_between_a_rounds_line_and_its_checkpoint_does_the_round
     assert runs.resume(folder)["rounds"] == 4
     assert [json.loads(line)["round"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+# ---- why a client failed -----------------------------------------------------------------------------------
+
+
+class Sends(AuxVar, register=False):
+    name = "tests-sends"
+    x: float = summed(1.0)
+
+
+class Slips(OptiModule, register=False):
+    """Sends something that its declaration does not allow."""
+
+    name = "tests-slips"
+    aux_name = "tests-slip"
+    aux_var = Sends
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._x: Any = 0.5
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients
+
+    def collect_aux_var(self) -> Any:
+        return None if self._x is None else Sends(x=self._x)
+
+
+class Takes(OptiModule, register=False):
+    """The server's half: does nothing with it."""
+
+    name = "tests-takes"
+    aux_name = "tests-slip"
+
+    def run(self, gradients: Vector) -> Vector:
+        return gradients
+
+    def process_aux_var(self, aux_var: AuxVar) -> None:
+        pass
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (float("nan"), r"'tests-slip\.x'.*finite"),
+        (np.zeros(3), r"'tests-slip\.x'.*shape"),
+        (None, r"value of field 'tests-slip\.x'"),
+    ],
+)
+def test_why_a_client_failed_is_told_in_its_own_process(
+    tmp_path: Path, masks: bool, sent: Any, said: str
+) -> None:
+    found = federation(
+        tmp_path,
+        masks=masks,
+        policy=secagg.Policy(min_clients=4),
+        client=lambda: Optimizer(0.1, modules=[Slips()]),
+        server=Optimizer(1.0, modules=[Takes()]),
+    )
+    modules: dict[str, Any] = {name: client.optimizer.modules[0] for name, client in found.clients.items()}
+    assert (found.run_round().status, found.errors) == ("ok", {})
+    modules["c1"]._x = sent
+    report = found.run_round()
+    assert (report.status, list(found.errors)) == ("ok", ["c1"])
+    assert report.clients["c1"].status == ("failed" if masks else "dropped")
+    assert re.search(said, found.errors["c1"])
+    for module in modules.values():
+        module._x = sent
+    report = found.run_round()
+    assert report.status == "aborted"
+    assert re.search(rf"At client 'c0': .*{said}.* \(4 more in Federation.errors.\)", str(report.reason))
+    for module in modules.values():
+        module._x = 0.5
+    assert (found.run_round().status, found.errors) == ("ok", {})
+
+
+def test_the_server_hears_that_a_client_failed_and_nothing_else(tmp_path: Path) -> None:
+    optimizers = {"client": lambda: Optimizer(0.1, modules=[Slips()])}
+    found = federation(tmp_path, **optimizers, server=Optimizer(1.0, modules=[Takes()]))
+    client: Any = found.clients["c1"]
+    client.optimizer.modules[0]._x = float("nan")
+    answer = client.handle(found.server.begin())
+    assert "tests-slip" in client.error
+    assert b"failed" in answer
+    assert b"tests-slip" not in answer
