@@ -320,7 +320,9 @@ class Client:
             values["metrics.loss"] = float(np.mean(losses)) if losses else 0.0
         for name, collected in optimizer.collect_aux_var(problem.weights).items():
             values |= {f"{name}.{field}": value for field, value in collected.to_values().items()}
-        return values
+        # Values in clear are all sent, so what is `local` must not be among them.
+        private = {name for name, reduction in self.schema.items() if reduction.kind == "local"}
+        return {name: value for name, value in values.items() if name not in private}
 
     def _keep(self, number: int) -> None:
         """Before anything is sent: whoever restarts this client must be able to tell both outcomes apart."""

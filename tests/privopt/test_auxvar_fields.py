@@ -19,6 +19,7 @@ from privopt import (
     averaged,
     counted,
     histogram,
+    local,
     maximum,
     minimum,
     moments,
@@ -189,6 +190,7 @@ def test_the_contract_finds_what_a_declaration_does_not_allow() -> None:
 
 class Told(AuxVar, register=False):
     name = "tests-told"
+    secret: str = local()
     steps: int = counted(at_most=100)
     site: str = public()
     version: str = same()
@@ -210,7 +212,7 @@ class Teller(OptiModule, register=False):
         return gradients
 
     def collect_aux_var(self) -> Told:
-        return Told(steps=2, site=self._site, version=self.version)
+        return Told(secret="never leaves", steps=2, site=self._site, version=self.version)
 
 
 class Listener(OptiModule, register=False):
@@ -267,3 +269,16 @@ def test_clients_that_differ_in_what_is_the_same_stop_the_round(tmp_path: Path, 
     assert report.status == "aborted"
     assert ("tests-told.version" if masks else "alike") in str(report.reason)
     assert listener._heard == []
+
+
+def test_what_is_local_is_in_no_message_in_clear_either(tmp_path: Path) -> None:
+    found = federation(
+        tmp_path,
+        masks=False,
+        client=lambda: Optimizer(0.1, modules=[Teller()]),
+        server=Optimizer(1.0, modules=[Listener()]),
+    )
+    answer = found.clients["c1"].handle(found.server.begin()) or b""
+    assert b"tests-told.version" in answer
+    assert b"never leaves" not in answer
+    assert b"tests-told.secret" not in answer
