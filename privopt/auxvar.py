@@ -107,6 +107,12 @@ class AuxVar:
             (vectors.add if "Vector" in text else vectors.discard)(field)
             # The reduction is a declaration, not a default value.
             delattr(cls, field)
+        for field, value in cls.__dict__.items():
+            if isinstance(value, Reduction):
+                raise TypeError(
+                    f"Expected an annotation of field {field!r} of {cls.__qualname__}, got none: without one "
+                    f"it is no field. Annotate it, as in `{field}: float = ...`."
+                )
         for field, reduction in reductions.items():
             weight = getattr(reduction, "weight", None)
             if weight is not None and not isinstance(reductions.get(weight), Counted):

@@ -494,8 +494,18 @@ class Optimizer:
                 f"Expected the weights that the round arrived at, which {needing[0]!r} needs, got none. Call "
                 "collect_aux_var(weights) after the round's last step."
             )
-        found = {m.aux_name: m.collect_aux_var() for m in self.modules if m.aux_name is not None}
-        return {name: value for name, value in found.items() if value is not None}
+        found: dict[str, Any] = {}
+        for module in self.modules:
+            if module.aux_name is None or (value := module.collect_aux_var()) is None:
+                continue
+            wanted = module.aux_var
+            if wanted is not None and not isinstance(value, wanted):
+                raise TypeError(
+                    f"Expected {wanted.__name__} from {module.name!r}.collect_aux_var, got "
+                    f"{type(value).__name__}."
+                )
+            found[module.aux_name] = value
+        return found
 
     def _verify_started(self) -> None:
         """Refuse the end of a round that never started, where a regularizer looks at where it did."""

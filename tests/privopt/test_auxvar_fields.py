@@ -282,3 +282,23 @@ def test_what_is_local_is_in_no_message_in_clear_either(tmp_path: Path) -> None:
     assert b"tests-told.version" in answer
     assert b"never leaves" not in answer
     assert b"tests-told.secret" not in answer
+
+
+def test_a_field_without_an_annotation_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"annotation of field 'x' of .*Bare.*Annotate it, as in `x: float"):
+
+        class Bare(AuxVar, register=False):
+            name = "tests-bare"
+            x = summed(1.0)
+
+
+def test_what_is_collected_is_of_the_class_that_was_declared() -> None:
+    class Wrong(Teller, register=False):
+        name = "tests-wrong"
+
+        def collect_aux_var(self) -> Told:
+            return {"steps": 1}  # type: ignore[return-value]  # a slip
+
+    optimizer = Optimizer(0.1, modules=[Wrong()])
+    with pytest.raises(TypeError, match=r"Expected Told from 'tests-wrong'\.collect_aux_var, got dict"):
+        optimizer.collect_aux_var()
