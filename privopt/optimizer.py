@@ -704,18 +704,15 @@ def _plugin(spec: Any, base: type[_P], registry: Registry) -> _P:
     if isinstance(spec, base):
         return spec
     if isinstance(spec, Plugin):
-        raise TypeError(f"Expected a {registry.what}, got the {spec._kind()} {spec.name!r}.")
+        raise TypeError(f"Expected {registry.one}, got the {spec._kind()} {spec.name!r}.")
     if isinstance(spec, type) and issubclass(spec, Plugin):
         raise TypeError(
-            f"Expected a {registry.what} as an instance, got the class {spec.__name__}. Write "
-            f"{spec.__name__}()."
+            f"Expected {registry.one} as an instance, got the class {spec.__name__}. Write {spec.__name__}()."
         )
     if isinstance(spec, str):
         spec = (spec, {})
     if not (isinstance(spec, Sequence) and len(spec) == 2 and isinstance(spec[0], str)):
-        raise TypeError(
-            f"Expected a {registry.what} as an instance, a name, or (name, config), got {spec!r}."
-        )
+        raise TypeError(f"Expected {registry.one} as an instance, a name, or (name, config), got {spec!r}.")
     find: Callable[[str], Any] = registry.find
     built: _P = find(spec[0]).from_config(spec[1])
     return built

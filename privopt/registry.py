@@ -43,6 +43,7 @@ class Registry:
     def __init__(self, what: str, built_in: str) -> None:
         """Make an empty table; the module `built_in` is imported, all names of it, before it is needed."""
         self.what = what
+        self.one = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
         self._built_in = built_in
         self._is_built = False
         self._classes: dict[str, type] = {}
@@ -56,7 +57,7 @@ class Registry:
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name:
             raise TypeError(
-                f'Expected {cls.__qualname__} to set `name = "..."` (a {self.what} is found by it), '
+                f'Expected {cls.__qualname__} to set `name = "..."` ({self.one} is found by it), '
                 "or to be declared with register=False."
             )
         # Another's class must find what is built in, though nothing was looked up yet.
@@ -66,7 +67,7 @@ class Registry:
         # A module that is imported again (a notebook cell, importlib.reload) replaces its own class.
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
-                f"Expected a {self.what} name that is not taken, got {name!r} for "
+                f"Expected {self.one} name that is not taken, got {name!r} for "
                 f"{cls.__module__}.{cls.__qualname__}: {known.__module__}.{known.__qualname__} has it. "
                 "Choose another name, or declare the class with register=False."
             )
@@ -87,7 +88,7 @@ class Registry:
             ValueError: If there is none; the message names the nearest.
         """
         if not isinstance(name, str):
-            raise TypeError(f"Expected the name of a {self.what}, got {name!r} ({type(name).__name__}).")
+            raise TypeError(f"Expected the name of {self.one}, got {name!r} ({type(name).__name__}).")
         if name not in self._classes:
             self._load_built_in()
         if name not in self._classes:
@@ -96,11 +97,11 @@ class Registry:
             near = nearest_names(name, self._classes)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             others = [t for t in (OPTI_MODULES, REGULARIZERS, SCHEDULES, AGGREGATORS) if t is not self]
-            elsewhere = [t.what for t in others if name in t.table()]
+            elsewhere = [t for t in others if name in t.table()]
             if elsewhere:
                 raise ValueError(
                     f"Expected a known {self.what}, got {name!r}. "
-                    f"{name!r} is a {elsewhere[0]}: give it where {elsewhere[0]}s go."
+                    f"{name!r} is {elsewhere[0].one}: give it where {elsewhere[0].what}s go."
                 )
             if self is OPTI_MODULES and name.lower() == "adamw":
                 hint = " It is 'adam' with the optimizer's w_decay."

@@ -32,6 +32,7 @@ from privopt import (
     true_count,
 )
 from privopt.federation.settings import Dropout
+from privopt.modules.scaffold import ScaffoldState
 from privopt.testing import ContractError, Subject, check_aux_var
 from tests.contracts import gradients
 from tests.privopt.federated import Planned, federation
@@ -302,3 +303,19 @@ def test_what_is_collected_is_of_the_class_that_was_declared() -> None:
     optimizer = Optimizer(0.1, modules=[Wrong()])
     with pytest.raises(TypeError, match=r"Expected Told from 'tests-wrong'\.collect_aux_var, got dict"):
         optimizer.collect_aux_var()
+
+
+def test_errors_call_it_an_aux_var() -> None:
+    with pytest.raises(TypeError, match=r"to set `name = .* \(an aux-var is found by it\)"):
+
+        class Nameless(AuxVar):
+            x: float = summed(1.0)
+
+    with pytest.raises(TypeError, match="Expected an aux-var name that is not taken, got 'scaffold-"):
+
+        class Taken(AuxVar):
+            name = ScaffoldState.name
+            x: float = summed(1.0)
+
+    with pytest.raises(ValueError, match="'mean' is an aggregator: give it where aggregators go"):
+        Optimizer(0.1, modules=["mean"])
