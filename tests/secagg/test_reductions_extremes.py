@@ -210,6 +210,6 @@ def test_sparse_bounds_adapt_and_shapes_come_later():
     assert reduced.bounds == {"x": 2.0}
     assert schema.with_bounds({"x": 2.0})["x"].limit == 2.0
     with pytest.raises(
-        EncodingError, match=r"expected shape \(4,\), or \(2,\) for the indices alone, got \(3,\)"
+        EncodingError, match=r"expected shape \(4,\), or \(2,\) for the indices alone, got shape \(3,\)"
     ):
         encoding.encode({"x": np.zeros(3)}, np.random.default_rng(0))
