@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .errors import PrivacyParameterError
-from .events import Gaussian
-from .random import Stream
+from ..errors import PrivacyParameterError
+from ..events import Gaussian
+from ..random import Stream
+from ._gaussian import standard_gaussian
+from ._tail import BLOCK
 
-__all__ = ["Release", "gaussian", "granularity_for", "laplace", "release"]
+__all__ = ["Release", "granularity_for", "release"]
 
-_BLOCK = 1 << 16
 _LATTICE_SHARE = 2.0**-12
 """What the lattice may add to the sensitivity, as a share of the clip norm."""
 _LARGEST = 2**52
@@ -109,85 +110,10 @@ def release(
             f"{clipped_sum.size} values, got noise_multiplier={noise_multiplier}."
         )
     values = np.empty(clipped_sum.size)
-    for low in range(0, clipped_sum.size, _BLOCK):
-        block = clipped_sum[low : low + _BLOCK]
+    for low in range(0, clipped_sum.size, BLOCK):
+        block = clipped_sum[low : low + BLOCK]
         # Clamping moves no two sums apart, so it needs no price; refusing a large sum would tell about it.
         points = np.clip(np.rint(block / granularity), -_LARGEST / 2, _LARGEST / 2).astype(np.int64)
-        points += np.rint(_standard_gaussian(block.size, stream) * lattice_std).astype(np.int64)
-        values[low : low + _BLOCK] = points.astype(np.float64) * granularity
+        points += np.rint(standard_gaussian(block.size, stream) * lattice_std).astype(np.int64)
+        values[low : low + BLOCK] = points.astype(np.float64) * granularity
     return Release(values, event, granularity, sensitivity)
-
-
-def gaussian(n: int, std: float, stream: Stream) -> npt.NDArray[np.float64]:
-    """Draw `n` Gaussian values in plain floating point; for sums that are released, use `release`.
-
-    Guarantees:
-        - Every draw uses 64 bits, and 128 where the tail needs them; none is NaN or infinite.
-
-    Args:
-        n: How many.
-        std: Standard deviation, finite, at least 0.
-        stream: Randomness.
-
-    Raises:
-        PrivacyParameterError: If `std` is negative or not finite.
-    """
-    if not (std >= 0 and math.isfinite(std)):
-        raise PrivacyParameterError(f"Expected std >= 0 and finite, got std={std}.")
-    values = np.empty(n)
-    for low in range(0, n, _BLOCK):
-        values[low : low + _BLOCK] = _standard_gaussian(min(_BLOCK, n - low), stream)
-    values *= std
-    return values
-
-
-def laplace(n: int, scale: float, stream: Stream) -> npt.NDArray[np.float64]:
-    """Draw `n` Laplace values in plain floating point: density ``exp(-|x| / scale) / (2 scale)``.
-
-    Guarantees:
-        - Every draw uses 64 bits, and 128 where the tail needs them; none is NaN or infinite.
-
-    Args:
-        n: How many.
-        scale: Mean absolute value, finite, at least 0; the standard deviation is ``sqrt(2) * scale``.
-        stream: Randomness.
-
-    Raises:
-        PrivacyParameterError: If `scale` is negative or not finite.
-    """
-    if not (scale >= 0 and math.isfinite(scale)):
-        raise PrivacyParameterError(f"Expected scale >= 0 and finite, got scale={scale}.")
-    values = np.empty(n)
-    for low in range(0, n, _BLOCK):
-        negative, probability = _sign_and_tail(min(_BLOCK, n - low), stream)
-        # The absolute value is beyond x with probability exp(-x).
-        magnitude = -np.log(probability)
-        values[low : low + _BLOCK] = np.where(negative, -magnitude, magnitude)
-    values *= scale
-    return values
-
-
-def _standard_gaussian(n: int, stream: Stream) -> npt.NDArray[np.float64]:
-    """Draw by inverse distribution function: a sign, and the probability of being further out."""
-    from scipy.special import ndtri  # loaded when noise is drawn: scipy takes a while
-
-    negative, probability = _sign_and_tail(n, stream)
-    # Half the probability lies on either side, so the quantile is at most 0.
-    magnitude: npt.NDArray[np.float64] = ndtri(probability / 2)
-    return np.where(negative, magnitude, -magnitude)
-
-
-def _sign_and_tail(n: int, stream: Stream) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Which draws are negative, and the probability of each of a larger absolute value, in (0, 1].
-
-    That probability is k / 2**63 with 63 random bits. Where k needs fewer bits than float64 holds, one draw
-    in 1,024, another 64 bits follow k's, so that tail probabilities keep full relative precision.
-    """
-    words = stream.uint64(n)
-    negative = (words & np.uint64(1)).astype(bool)
-    tail = words >> np.uint64(1)
-    probability = tail.astype(np.float64) + 0.5
-    few = np.flatnonzero(tail < np.uint64(2**53))
-    further = stream.uint64(few.size)
-    probability[few] = tail[few].astype(np.float64) + (further.astype(np.float64) + 0.5) * 2.0**-64
-    return negative, probability * 2.0**-63

@@ -1,0 +1,10 @@
+"""Noise mechanisms, one a file: floor 3.
+
+Sums are released by `release`, on a lattice; the rest are the distributions alone.
+"""
+
+from ._gaussian import gaussian as gaussian
+from ._laplace import laplace as laplace
+from .lattice import Release as Release
+from .lattice import granularity_for as granularity_for
+from .lattice import release as release
