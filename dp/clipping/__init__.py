@@ -2,5 +2,6 @@
 
 from .base import ClippedSum as ClippedSum
 from .base import Clipper as Clipper
+from .bookkeeping import BookkeepingClipper as BookkeepingClipper
 from .loop import LoopClipper as LoopClipper
 from .opacus import OpacusClipper as OpacusClipper
