@@ -2,14 +2,15 @@
 
 Place in the picture: `dp.ledger` writes what was spent, this reads it back with nothing but the export and
 the public key that was pinned before. An export is somebody else's bytes: whatever they are, the answer is a
-`LedgerAudit`. It shows consistency; that the declared code ran is not something a file can show.
+`LedgerAudit`. With heads that a peer kept (`dp.heads`), an older copy is found too. It shows consistency;
+that the declared code ran is not something a file can show.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import msgspec
 from .accounting import By, epsilon
 from .errors import DPError, LedgerError, PrivacyParameterError
 from .events import Event, Poisson, Repeated, event_from_dict
+from .heads import CountersignedHead, compare_heads
 from .records import Export, History, Reservation, hash_body
 from .signing import is_signed
 
@@ -54,6 +56,7 @@ class CheckedExport:
         signature: Whether the head is signed by the key.
         problems: What is wrong, the first record first.
         notes: What a reader should know.
+        held: How many heads that peers kept were found in it.
     """
 
     export: Export | None
@@ -62,6 +65,7 @@ class CheckedExport:
     signature: bool
     problems: list[Problem]
     notes: list[str] = field(default_factory=list)
+    held: int = 0
 
     @property
     def ok(self) -> bool:
@@ -122,6 +126,8 @@ def audit_ledger(
     run: str,
     delta: float,
     recorded: Sequence[Mapping[str, Any]],
+    heads: Sequence[CountersignedHead] | None = None,
+    peers: Collection[bytes] | None = None,
 ) -> LedgerAudit:
     """Check an export, compare it with what a run recorded, and price the run again.
 
@@ -139,6 +145,8 @@ def audit_ledger(
         recorded: The run's releases: ``{"event", "steps", "sampler", "sample_rate", "clip_norm",
             "noise_multiplier", "ledger_sequence"}``. A committed reservation that is not among them is a
             problem; an uncommitted one is counted, and noted.
+        heads: Heads that peers kept, of this ledger or of any; None where nobody kept any.
+        peers: Public keys of the trusted peers; None trusts the one that each head names, and notes it.
 
     Returns:
         The audit.
@@ -147,7 +155,7 @@ def audit_ledger(
         >>> audit_ledger({}, client="clinic-0", public_key=None, run="r", delta=1e-5, recorded=[]).ok
         False
     """
-    checked = check_export(export, public_key=public_key)
+    checked = check_export(export, public_key=public_key, heads=heads, peers=peers)
     problems, notes = list(checked.problems), list(checked.notes)
     counted = checked.history.counted(run=run)
     mismatches = _compare(checked.history, counted, run, recorded, notes)
@@ -178,12 +186,21 @@ def audit_ledger(
     )
 
 
-def check_export(export: Path | Mapping[str, Any], *, public_key: bytes | None = None) -> CheckedExport:
-    """Check an export by itself: its form, its chain, and the signature on its head.
+def check_export(
+    export: Path | Mapping[str, Any],
+    *,
+    public_key: bytes | None = None,
+    heads: Sequence[CountersignedHead] | None = None,
+    peers: Collection[bytes] | None = None,
+) -> CheckedExport:
+    """Check an export by itself: its form, its chain, the signature on its head, and heads that peers kept.
 
     Args:
         export: File that `Ledger.export` wrote, or its JSON.
         public_key: The key that was pinned; None trusts the export's own, and notes it.
+        heads: Heads that peers kept, of this ledger or of any. The export holds the record of each, or was
+            put back, cut or swapped since. None where nobody kept any: then an older copy cannot be told.
+        peers: Public keys of the trusted peers; None trusts the one that each head names, and notes it.
 
     Returns:
         What was found.
@@ -203,7 +220,34 @@ def check_export(export: Path | Mapping[str, Any], *, public_key: bytes | None =
     problems += wrong
     # A head that is signed but does not fit the records is the chain's fault: its end is missing.
     chain = chain and (found.head.sequence, found.head.hash) == (history.sequence, history.head)
-    return CheckedExport(found, history, chain, signature, sorted(problems, key=_place), notes)
+    held = 0
+    if heads is not None:
+        held, wrong = _check_heads(found, history, public_key, heads, peers, notes)
+        problems += wrong
+    return CheckedExport(found, history, chain, signature, sorted(problems, key=_place), notes, held)
+
+
+def _check_heads(
+    export: Export,
+    history: History,
+    key: bytes,
+    heads: Sequence[CountersignedHead],
+    peers: Collection[bytes] | None,
+    notes: list[str],
+) -> tuple[int, list[Problem]]:
+    """Hold the records that are whole against what peers kept, and say how far that vouches for them."""
+    # Up to here each hash was recomputed from its record; what stands behind has a problem of its own.
+    hashes = [stored.hash for stored in export.records[: history.sequence]]
+    found = compare_heads(heads, public_key=key, ledger=history.ledger, hashes=hashes, peers=peers)
+    if not found.peers:
+        notes.append("No kept head is about this ledger: that it is not an older copy, nobody vouches for.")
+    elif found.held:
+        what = f"{found.held} kept head{'' if found.held == 1 else 's'} vouch{'es' * (found.held == 1)}"
+        notes.append(f"{what} for the records up to {found.last}.")
+        if peers is None:
+            by = ", ".join(f"{peer[:16]}…" for peer in found.peers)
+            notes.append(f"No peer's key was pinned: the heads were checked against those they name ({by}).")
+    return found.held, [Problem(record, what) for record, what in found.problems]
 
 
 def _decode(export: Path | Mapping[str, Any]) -> Export:

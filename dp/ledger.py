@@ -8,6 +8,7 @@ SHA-256 and the head is signed with each of them, so that `dp.audit` can check a
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from .accounting import By, Epsilon, epsilon, rdp_epsilon_at, rdp_of
 from .errors import LedgerError, PrivacyBudgetExceeded, PrivacyParameterError
 from .events import Event, Neighboring
+from .heads import FOUND, CountersignedHead, SignedHead, compare_heads, sign_head
 from .records import MAX_NAME, Record
 from .records import Reservation as Reservation
 from .signing import LedgerKey as LedgerKey
@@ -35,8 +37,8 @@ class Ledger:
           written, whichever process asks.
         - Several processes may write one ledger; a record is checked against all before it, under one lock.
         - A record that was altered, removed, inserted or moved by anyone without the key is found by
-          `verify`, and named. A whole ledger put back to an earlier state is not found by the file alone: a
-          peer has to keep the newest head.
+          `verify`, and named. A whole ledger put back to an earlier state is not found by the file alone: it
+          takes a peer that keeps the newest head (`head`, `dp.heads`), and `verify` with what it kept.
 
     Note:
         The budget of a run is filtered with PLD, which is sound where the run's mechanisms were fixed before
@@ -337,13 +339,44 @@ class Ledger:
 
     # ---- verify and export --------------------------------------------------------------------------------
 
-    def verify(self) -> None:
+    def head(self) -> SignedHead:
+        """The newest record's number and hash, signed, to be kept by a peer: it stands for all before it."""
+        with self._file.reading():
+            history = self._file.history
+            return sign_head(self._file.key, str(history.ledger), history.sequence, history.head)
+
+    def verify(
+        self, countersigned: Iterable[CountersignedHead] = (), *, peers: Collection[bytes] | None = None
+    ) -> None:
         """Check every record: its bytes, its place in the chain, what it says, and the signature on it.
 
+        Args:
+            countersigned: Heads that peers kept; those of other ledgers' keys are passed over. The ledger has
+                to hold the record of each: one that was put back to an older state, cut or swapped does not.
+            peers: Public keys of the peers that are trusted; None trusts the one that each head names.
+
         Raises:
-            LedgerError: Naming the first record that is wrong.
+            LedgerError: Naming the first record that is wrong or missing; or if heads are given and none is
+                about this ledger.
         """
-        self._file.verify()
+        kept = list(countersigned)
+        hashes = self._file.verify()
+        found = compare_heads(
+            kept,
+            public_key=self.public_key,
+            ledger=str(self._file.history.ledger),
+            hashes=hashes,
+            peers=peers,
+        )
+        if found.problems:
+            record, what = found.problems[0]
+            where = "A kept head" if record is None else f"Record {record}"
+            raise LedgerError(f"{self._file.path}: {where} {what}. {FOUND}", record)
+        if kept and not found.held:
+            raise LedgerError(
+                f"Expected kept heads of the ledger {self._file.path.name} (key "
+                f"{self.public_key.hex()[:16]}…), got {len(kept)} of others. Ask its peer for its own."
+            )
 
     def export(self, path: str | Path) -> None:
         """Write the ledger as signed JSON, all at once, for an auditor.

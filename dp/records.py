@@ -16,7 +16,7 @@ import msgspec
 from .errors import DPError, LedgerError
 from .events import Event, event_from_dict
 
-__all__ = ["Export", "Head", "History", "Record", "Reservation", "Stored", "hash_body"]
+__all__ = ["Export", "Head", "History", "Record", "Reservation", "Stored", "canonical", "hash_body"]
 
 FORMAT: Final = 1
 GENESIS: Final = "00" * 32
@@ -74,7 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         The standard library's encoder is used because its floats are Python's `repr`, the same for ever.
         """
-        return _canonical(msgspec.to_builtins(self))
+        return canonical(msgspec.to_builtins(self))
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Record:
@@ -137,13 +137,14 @@ class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_bytes(self) -> bytes:
         """The export as JSON, a record a line."""
-        lines = ",\n".join(_canonical(msgspec.to_builtins(record)).decode() for record in self.records)
-        head = _canonical(msgspec.to_builtins(self.head)).decode()
+        lines = ",\n".join(canonical(msgspec.to_builtins(record)).decode() for record in self.records)
+        head = canonical(msgspec.to_builtins(self.head)).decode()
         start = f'{{"format":{self.format},"public_key":"{self.public_key}","records":['
         return f'{start}\n{lines}\n],"head":{head}}}\n'.encode()
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """JSON in the one form that is hashed and signed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 

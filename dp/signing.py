@@ -17,14 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from .errors import LedgerError
 
-__all__ = ["LedgerKey", "head_bytes", "is_signed", "write_atomic"]
+__all__ = ["HEAD", "PEER", "LedgerKey", "head_bytes", "is_signed", "is_stated", "write_atomic"]
 
 KEY_BYTES: Final = 32
 _HEAD: Final = b"privopt dp ledger head 1\x00"
+HEAD: Final = b"privopt dp ledger head told 1\x00"
+"""Domain of a head as its holder tells it to a peer."""
+PEER: Final = b"privopt dp ledger head kept 1\x00"
+"""Domain of a peer's word that it keeps a head."""
 
 
 class LedgerKey:
-    """An Ed25519 key pair that signs the head of one data holder's ledgers.
+    """An Ed25519 key pair that signs the head of one data holder's ledgers, or countersigns those of others.
 
     Guarantees:
         - The private key leaves only through `save`, into a file that its owner alone can read.
@@ -61,6 +65,12 @@ class LedgerKey:
     def sign_head(self, sequence: int, head: bytes) -> bytes:
         """Ed25519 signature (RFC 8032) of a ledger's head, 64 bytes; signs nothing but heads."""
         return self._private.sign(head_bytes(sequence, head))
+
+    def sign_statement(self, domain: bytes, body: bytes) -> bytes:
+        """Ed25519 signature of a statement under its domain, `HEAD` or `PEER`, 64 bytes."""
+        if domain not in (HEAD, PEER):
+            raise ValueError("Expected the domain of a statement about heads, got another.")
+        return self._private.sign(domain + body)
 
     def save(self, path: str | Path) -> None:
         """Write the key to a new file that only its owner can read, durably and all at once.
@@ -127,8 +137,17 @@ def head_bytes(sequence: int, head: bytes) -> bytes:
 
 def is_signed(public_key: bytes, sequence: int, head: bytes, signature: bytes) -> bool:
     """Whether `signature` is the key's on this head; for callers that turn False into their one refusal."""
+    return _verifies(public_key, signature, head_bytes(sequence, head))
+
+
+def is_stated(public_key: bytes, domain: bytes, body: bytes, signature: bytes) -> bool:
+    """Whether `signature` is the key's on a statement under a domain."""
+    return _verifies(public_key, signature, domain + body)
+
+
+def _verifies(public_key: bytes, signature: bytes, message: bytes) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, head_bytes(sequence, head))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True

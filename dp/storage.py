@@ -124,14 +124,21 @@ class RecordFile:
             "INSERT INTO records VALUES (?, ?, ?, ?)", (record.sequence, body, own_hash, signature)
         )
 
-    def verify(self) -> None:
-        """Check every record and every signature; LedgerError names the first that is wrong."""
-        history = History()
+    def verify(self) -> list[str]:
+        """Check every record and every signature; LedgerError names the first that is wrong.
+
+        Returns:
+            The hashes of all records, in order.
+        """
+        history, hashes = History(), []
         with self._transaction():
             for row in self._rows(0):
                 self._verify_row(history, row)
                 self._verify_signature(row)
+                hashes.append(row[2])
             self._verify_known()
+            self._catch_up()
+        return hashes
 
     def export(self) -> Export:
         """All records, with the signature of the newest."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dp.accounting import epsilon
 from dp.events import Gaussian, Poisson, Repeated
+from dp.heads import HeadKeeper, sign_head
 from dp.ledger import Ledger, LedgerKey
 
 EVENT = Repeated(Poisson(0.2, Gaussian(1.5)), 5)
@@ -60,6 +61,30 @@ def kill(folder, times, seed):
             file.write(f"{len(counted)} {len(lines)}\n")
 
 
+def heads(folder, times, seed):
+    """Let a child keep heads until it is killed, again and again; it notes each that it was handed back."""
+    chance = random.Random(seed)
+    key, peer = LedgerKey.load(folder / "ledger.key"), LedgerKey.load(folder / "peer.key")
+    answered = os.open(folder / "answered", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for _ in range(times):
+        child = os.fork()
+        if child == 0:
+            try:
+                keeper = HeadKeeper(folder / "heads", peer)
+                last = keeper.newest(key.public_key)
+                sequence = last.head.sequence if last else 0
+                while True:
+                    sequence += 1
+                    keeper.keep(sign_head(key, "ab" * 16, sequence, f"{sequence:064x}"))
+                    os.write(answered, f"{sequence}\n".encode())
+            finally:
+                os._exit(1)  # reached by an exception only
+        time.sleep(chance.uniform(0.0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            sys.exit("A child ended by itself.")
+
+
 def write(folder, times, name):
     """Release `times` times while others do."""
     with Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key")) as ledger:
@@ -69,4 +94,6 @@ def write(folder, times, name):
 
 
 if __name__ == "__main__":
-    {"kill": kill, "write": write}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    {"kill": kill, "write": write, "heads": heads}[sys.argv[1]](
+        Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    )

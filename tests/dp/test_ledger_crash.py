@@ -4,39 +4,17 @@ A killed process is not a lost disk: that a commit is on disk when it returns re
 which test_ledger.py checks is on.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from dp.audit import audit_ledger
 from dp.ledger import Ledger, LedgerKey
-
-WRITER = Path(__file__).with_name("ledger_writer.py")
-ROOT = Path(__file__).parents[2]
+from tests.dp.ledger_children import finish, start
 
 
 @pytest.fixture
 def home(tmp_path):
     LedgerKey.generate().save(tmp_path / "ledger.key")
     return tmp_path
-
-
-def start(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, WRITER, *map(str, arguments)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(child):
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
 
 
 def opened(home):
