@@ -8,6 +8,7 @@ part derives its masks anew, from the key that the shares gave back.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -122,6 +124,11 @@ class Part:
 
 def megabytes() -> float:
     """Memory of this process at its largest."""
+    # The system's count of resources goes on through exec: a worker's would start with its parent's.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     unit = 1024 if sys.platform != "darwin" else 1024**2
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

@@ -281,6 +281,16 @@ def test_fewer_than_one_process_is_refused() -> None:
         simulated(processes=0)
 
 
+def test_a_workers_memory_is_its_own_and_not_that_of_a_large_parent() -> None:
+    """The system's count goes on through exec, so a worker's would be its parent's at least."""
+    held = np.ones(500 * 2**17)  # 500 MB
+    assert megabytes() > 500
+    child = "from secagg.simulate.segment import megabytes; print(megabytes())"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, check=True, text=True)
+    assert 5 < float(done.stdout) < 300
+    assert held[0] == 1
+
+
 # --- what is left behind ----------------------------------------------------------------------------------
 
 
