@@ -9,11 +9,16 @@ whatever the attacker does and however dependent its guesses are on the mechanis
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import PrivacyParameterError
 
 __all__ = ["CONFIDENCE", "bound_from_guesses", "bound_from_rates"]
 
+Counts: TypeAlias = npt.NDArray[np.int64]
 CONFIDENCE = 0.999
 """An honest mechanism then passes twenty audits in a row with a probability of 98 %."""
 _LARGEST = 64.0
@@ -63,13 +68,26 @@ def bound_from_rates(
     if not members * others:
         raise PrivacyParameterError(f"Expected runs of both kinds, got {members} and {others}.")
     _verify_levels(delta, confidence)
+    counts = np.array([true_positives]), np.array([false_positives])
+    return float(bounds_from_rates(*counts, members, others, delta, confidence)[0])
+
+
+def bounds_from_rates(
+    true_positives: Counts,
+    false_positives: Counts,
+    members: int,
+    others: int,
+    delta: float,
+    confidence: float,
+) -> npt.NDArray[np.float64]:
+    """The same for many counts at once, each by itself at that confidence; nothing is verified."""
     # Four one-sided intervals, each of which fails with a quarter of the probability.
     alpha = (1 - confidence) / 4
     positive = _ratio(_low(true_positives, members, alpha), _high(false_positives, others, alpha), delta)
     negative = _ratio(
         _low(others - false_positives, others, alpha), _high(members - true_positives, members, alpha), delta
     )
-    return max(0.0, positive, negative)
+    return np.maximum(positive, negative)
 
 
 def bound_from_guesses(
@@ -128,7 +146,6 @@ def _p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: f
     with probability 1 / (1 + exp(-epsilon)). Delta lets an attacker move probability from counts below the
     one that was seen to it: by i counts at the price of i / (2 canaries delta) at the least.
     """
-    import numpy as np
     from scipy import stats  # takes a while to load
 
     right = 1 / (1 + math.exp(-epsilon))
@@ -141,23 +158,27 @@ def _p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: f
     return min(1.0, beyond + 2 * canaries * delta * steepest)
 
 
-def _ratio(low: float, high: float, delta: float) -> float:
+def _ratio(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], delta: float
+) -> npt.NDArray[np.float64]:
     """log((low - delta) / high), where it says anything."""
-    return math.log((low - delta) / high) if low > delta else 0.0
+    return np.maximum(0.0, np.log(np.maximum(low - delta, 1e-300) / high))
 
 
-def _low(successes: int, trials: int, alpha: float) -> float:
-    """Lower limit of Clopper and Pearson, too high with probability alpha."""
+def _low(successes: Counts, trials: int, alpha: float) -> npt.NDArray[np.float64]:
+    """Lower limits of Clopper and Pearson, each too high with probability alpha."""
     from scipy import stats
 
-    return float(stats.beta.ppf(alpha, successes, trials - successes + 1)) if successes else 0.0
+    limits = stats.beta.ppf(alpha, np.maximum(successes, 1), trials - successes + 1)
+    return np.where(successes > 0, limits, 0.0)
 
 
-def _high(successes: int, trials: int, alpha: float) -> float:
-    """Upper limit of Clopper and Pearson, too low with probability alpha."""
+def _high(successes: Counts, trials: int, alpha: float) -> npt.NDArray[np.float64]:
+    """Upper limits of Clopper and Pearson, each too low with probability alpha."""
     from scipy import stats
 
-    return float(stats.beta.isf(alpha, successes + 1, trials - successes)) if successes < trials else 1.0
+    limits = stats.beta.isf(alpha, successes + 1, np.maximum(trials - successes, 1))
+    return np.where(successes < trials, limits, 1.0)
 
 
 def _verify_counts(*given: tuple[str, int, int]) -> None:
