@@ -21,7 +21,7 @@ from .accounting import By, epsilon
 from .errors import DPError, LedgerError, PrivacyParameterError
 from .events import Event, Poisson, Repeated, event_from_dict
 from .heads import CountersignedHead, compare_heads
-from .records import Export, History, Reservation, hash_body
+from .records import Export, History, Reservation, hash_body, verify_format
 from .signing import is_signed
 
 __all__ = ["CheckedExport", "LedgerAudit", "Problem", "audit_ledger", "check_export"]
@@ -268,6 +268,7 @@ def _decode(export: Path | Mapping[str, Any]) -> Export:
     try:
         return msgspec.json.decode(data, type=Export)
     except (ValueError, RecursionError) as error:
+        verify_format(data, "format")
         raise LedgerError(f"Expected a ledger's export, got something else: {error}.") from error
 
 

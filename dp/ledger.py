@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .accounting import By, Epsilon, epsilon, rdp_epsilon_at, rdp_of
-from .errors import LedgerError, PrivacyBudgetExceeded, PrivacyParameterError
+from .accounting import By, Epsilon, epsilon
+from .budgets import Total, filter_order, totals, verify_budgets
+from .errors import LedgerError, PrivacyParameterError
 from .events import Event, Neighboring
 from .heads import FOUND, CountersignedHead, SignedHead, compare_heads, sign_head
-from .records import MAX_NAME, Record
+from .records import MAX_NAME
 from .records import Reservation as Reservation
 from .signing import LedgerKey as LedgerKey
 from .signing import write_atomic
@@ -33,8 +34,8 @@ class Ledger:
         - `reserve` returns only once its record is on disk (SQLite WAL, full sync); a reservation counts as
           spent whether or not it is ever committed. A process killed at any instruction leaves a ledger that
           opens, verifies, and counts every release that may have been drawn.
-        - A reservation that would pass the budget of its run or of its data set raises before anything is
-          written, whichever process asks.
+        - A reservation that would pass the budget of its run, its data set or its project raises before
+          anything is written, whichever process asks.
         - Several processes may write one ledger; a record is checked against all before it, under one lock.
         - A record that was altered, removed, inserted or moved by anyone without the key is found by
           `verify`, and named. A whole ledger put back to an earlier state is not found by the file alone: it
@@ -43,8 +44,8 @@ class Ledger:
     Note:
         The budget of a run is filtered with PLD, which is sound where the run's mechanisms were fixed before
         it began (how many of them are run may depend on results). What depends on earlier results, such as
-        the next run's parameters, is for the budget of the data set: a Rényi filter at one order, which
-        holds for adaptive choices.
+        the next run's parameters, is for the budgets of the data set and of its project: Rényi filters, each
+        at one order, which hold for adaptive choices.
 
     References:
         Feldman, Zrnic (2021), https://arxiv.org/abs/2008.11193, for the Rényi filter.
@@ -153,26 +154,81 @@ class Ledger:
                 after the first reservation.
         """
         _verify_names(dataset=dataset)
+        self._set_filter("budget", "dataset", dataset, epsilon, delta, order)
+
+    def set_project_budget(
+        self, project: str, *, epsilon: float, delta: float, order: float | None = None
+    ) -> None:
+        """Set what all data sets of a project may spend together, filtered as that of a data set is.
+
+        Args:
+            project: Which project.
+            epsilon: Largest epsilon of everything reserved so far and from now on, by a Rényi filter.
+            delta: At which delta.
+            order: Rényi order of the filter, as for `set_budget`.
+
+        Raises:
+            PrivacyParameterError: As `set_budget` does.
+        """
+        _verify_names(project=project)
+        self._set_filter("project-budget", "project", project, epsilon, delta, order)
+
+    def set_project(self, dataset: str, project: str) -> None:
+        """Put a data set into a project, for good; what it has released counts there as well.
+
+        Data sets of a project are about the same units, so that what is released about each adds up. Taking
+        one out again would give back what was spent, so it is refused. The same call twice is fine.
+
+        Args:
+            dataset: Which data.
+            project: Which project.
+
+        Raises:
+            LedgerError: If the data set is in another project, or its unit or relation is another than that
+                of the project's other data sets.
+        """
+        _verify_names(dataset=dataset, project=project)
+        with self._file.writing():
+            earlier = self._file.history.projects.get(dataset)
+            if earlier is not None and earlier != project:
+                raise LedgerError(
+                    f"Expected dataset {dataset!r} in project {earlier!r}, as before, got {project!r}. What "
+                    "was spent there cannot be taken along; use a new ledger for other data."
+                )
+            if earlier is None:
+                self._file.append("project", dataset=dataset, project=project)
+
+    def _set_filter(
+        self, kind: str, what: str, name: str, epsilon: float, delta: float, order: float | None
+    ) -> None:
         budget = _verify_budget(epsilon, delta)
         if order is not None and not (order > 1 and math.isfinite(order)):
             raise PrivacyParameterError(f"Expected order > 1 and finite, got order={order}.")
         with self._file.writing():
-            earlier = self._file.history.budgets.get(dataset)
-            fixed = _filter_order(*budget) if earlier is None else float(earlier.order or 0)
+            history = self._file.history
+            earlier = (history.budgets if what == "dataset" else history.project_budgets).get(name)
+            fixed = filter_order(*budget) if earlier is None else float(earlier.order or 0)
             if earlier is None and order is not None:
-                if self._file.history.counted(dataset):
+                members = {name} if what == "dataset" else history.members(name)
+                if any(history.counted(member) for member in members):
                     raise PrivacyParameterError(
-                        f"Expected the order of dataset {dataset!r} before its first reservation, got "
+                        f"Expected the order of {what} {name!r} before its first reservation, got "
                         f"order={order} after it: an order chosen by what was released proves nothing. "
                         "Leave it out."
                     )
                 fixed = float(order)
             if order not in (None, fixed):
                 raise PrivacyParameterError(
-                    f"Expected the order of dataset {dataset!r} as it was fixed ({fixed:g}), got {order}."
+                    f"Expected the order of {what} {name!r} as it was fixed ({fixed:g}), got {order}."
                 )
             if earlier is None or (earlier.epsilon, earlier.delta) != budget:
-                self._file.append("budget", dataset=dataset, epsilon=budget[0], delta=budget[1], order=fixed)
+                fields = {what: name, "epsilon": budget[0], "delta": budget[1], "order": fixed}
+                self._file.append(kind, **fields)
+
+    def totals(self) -> list[Total]:
+        """What was spent and is left of every data set and project."""
+        with self._file.reading():
+            return totals(self._file.history)
 
     # ---- releases -----------------------------------------------------------------------------------------
 
@@ -298,44 +354,7 @@ class Ledger:
             raise LedgerError(
                 f"Expected dataset {dataset!r} under unit and relation {before}, as before, got {relation}."
             )
-        self._verify_run_budget(dataset, event, run, relation[1])
-        self._verify_dataset_budget(dataset, event, relation[1])
-
-    def _verify_run_budget(self, dataset: str, event: Event, run: str, relation: str) -> None:
-        budget = self._file.history.run_budgets.get((dataset, run))
-        if budget is None:
-            return
-        limit, delta = _values(budget)
-        earlier = [found.event for found in self._file.history.counted(dataset, run)]
-        # RDP's price is an upper bound too, and takes a hundredth of the time; only near the end PLD decides.
-        if epsilon([*earlier, event], delta, by="RDP", neighboring=relation) <= limit:
-            return
-        after = epsilon([*earlier, event], delta, neighboring=relation)
-        if not after <= limit:
-            spent = epsilon(earlier, delta, neighboring=relation)
-            raise PrivacyBudgetExceeded(
-                f"run {run!r} has {max(0.0, limit - spent):.3g} of ε = {limit:g} left on dataset {dataset!r} "
-                f"(δ = {delta:g}, {self._file.path.name}); this release would bring it to {after:.4g}. "
-                "Stop here, or start a run with a larger budget or more noise."
-            )
-
-    def _verify_dataset_budget(self, dataset: str, event: Event, relation: str) -> None:
-        budget = self._file.history.budgets.get(dataset)
-        if budget is None:
-            return
-        limit, delta = _values(budget)
-        order = float(budget.order or 0)
-        counted = self._file.history.counted(dataset)
-        spent = rdp_of([found.event for found in counted], order, relation)
-        after = rdp_epsilon_at(spent + rdp_of(event, order, relation), order, delta)
-        if not after <= limit:
-            left = max(0.0, limit - (max(0.0, rdp_epsilon_at(spent, order, delta)) if counted else 0.0))
-            runs = len({found.run for found in counted})
-            raise PrivacyBudgetExceeded(
-                f"dataset {dataset!r} has {left:.3g} of ε = {limit:g} left ({self._file.path.name}, {runs} "
-                f"run{'' if runs == 1 else 's'}, δ = {delta:g}); this release would bring it to {after:.4g}. "
-                "Release less, add more noise, or raise the dataset's budget with `Ledger.set_budget`."
-            )
+        verify_budgets(self._file.history, self._file.path.name, dataset, event, run, relation[1])
 
     # ---- verify and export --------------------------------------------------------------------------------
 
@@ -405,20 +424,3 @@ def _verify_budget(epsilon: float, delta: float) -> tuple[float, float]:
     if not 0 < delta < 1:
         raise PrivacyParameterError(f"Expected a budget with delta in (0, 1), got delta={delta}.")
     return float(epsilon), float(delta)
-
-
-def _values(budget: Record) -> tuple[float, float]:
-    """Epsilon and delta of a budget's record, which has both."""
-    return float(budget.epsilon or 0), float(budget.delta or 0)
-
-
-def _filter_order(epsilon: float, delta: float) -> float:
-    """The Rényi order at which a budget lets most Gaussian noise through, up to rounding.
-
-    A Gaussian's divergence is proportional to the order a, so the budget left for it is
-    ``(epsilon - L / (a - 1)) / a`` with ``L = log(1 / delta)``; this is its maximum.
-    """
-    log = math.log(1 / delta)
-    order = 1 + (log + math.sqrt(log * log + epsilon * log)) / epsilon
-    # Divergences of sampled Gaussians are finite sums at integers, and converge slowly in between.
-    return float(round(order)) if order >= 4 else max(1.1, round(order, 1))

@@ -16,16 +16,27 @@ import msgspec
 from .errors import DPError, LedgerError
 from .events import Event, event_from_dict
 
-__all__ = ["Export", "Head", "History", "Record", "Reservation", "Stored", "canonical", "hash_body"]
+__all__ = [
+    "Export",
+    "Head",
+    "History",
+    "Record",
+    "Reservation",
+    "Stored",
+    "canonical",
+    "hash_body",
+    "verify_format",
+]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Newest format. Format 1 knew no projects; its ledgers are read and written on as they are."""
 GENESIS: Final = "00" * 32
 MAX_NAME: Final = 256
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Kind = Literal["create", "run-budget", "budget", "reserve", "commit", "void"]
+Kind = Literal["create", "run-budget", "budget", "reserve", "commit", "void", "project", "project-budget"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,7 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         versions: Versions of the format and of the packages that wrote and priced it.
         ledger: Random id of the ledger, in `create`.
         public_key: Key that signs the ledger's heads, hexadecimal, in `create`.
-        dataset: Which data; in all but `create`.
+        dataset: Which data; in all but `create` and `project-budget`.
         run: Which run; in `reserve`, `commit`, `void` and `run-budget`.
         unit: What one unit of privacy is; in `reserve`.
         neighboring: Relation under which the event is priced; in `reserve`.
@@ -47,8 +58,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         reservation: Number of the reservation that is committed or void.
         epsilon: Budget.
         delta: Budget.
-        order: Rényi order at which a dataset's budget is filtered; fixed by its first record.
+        order: Rényi order at which a dataset's or project's budget is filtered; fixed by its first record.
         clip_norm: What one sample's gradient was clipped to; in `reserve`, where its writer said so.
+        project: Which project; in `project` (it takes the dataset in) and `project-budget`.
     """
 
     sequence: Sequence
@@ -68,6 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     order: Annotated[float, msgspec.Meta(gt=1)] | None = None
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    project: Name | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical bytes, which the hash covers: JSON, sorted keys, no spaces, ASCII, shortest floats.
@@ -81,11 +94,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Read what `to_bytes` wrote.
 
         Raises:
-            LedgerError: If the bytes are no record, or not its canonical ones.
+            LedgerError: If the bytes are no record, or not its canonical ones, or of a newer format.
         """
         try:
             record = msgspec.json.decode(body, type=cls)
         except (ValueError, RecursionError) as error:
+            verify_format(body, "versions", "ledger")
             raise LedgerError(f"Expected the bytes of a record, got others: {error}.") from error
         if record.to_bytes() != body:
             raise LedgerError(f"Expected record {record.sequence} in canonical form.", record.sequence)
@@ -100,6 +114,8 @@ _FIELDS: Final[dict[str, frozenset[str]]] = {
     "reserve": frozenset({"dataset", "run", "unit", "neighboring", "event"}),
     "commit": frozenset({"dataset", "run", "reservation"}),
     "void": frozenset({"dataset", "run", "reservation"}),
+    "project": frozenset({"dataset", "project"}),
+    "project-budget": frozenset({"project", "epsilon", "delta", "order"}),
 }
 _OPTIONAL: Final = frozenset().union(*_FIELDS.values())
 
@@ -130,7 +146,7 @@ class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     its end and still show a signature that fits.
     """
 
-    format: Literal[1]
+    format: Literal[1, 2]
     public_key: Hash
     records: list[Stored]
     head: Head
@@ -141,6 +157,26 @@ class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         head = canonical(msgspec.to_builtins(self.head)).decode()
         start = f'{{"format":{self.format},"public_key":"{self.public_key}","records":['
         return f'{start}\n{lines}\n],"head":{head}}}\n'.encode()
+
+
+def verify_format(data: bytes, *path: str) -> None:
+    """Say so where bytes that cannot be read are of a newer format than this one.
+
+    Raises:
+        LedgerError: If they are.
+    """
+    try:
+        found = msgspec.json.decode(data)
+        for name in path:
+            found = found[name]
+        newer = int(found) > FORMAT
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return  # then it is told as what it is
+    if newer:
+        raise LedgerError(
+            f"Expected a ledger of format 1 to {FORMAT}, got one of format {found}: a newer version of "
+            "privopt wrote it. Read it with that version, or a newer one."
+        )
 
 
 def canonical(value: Any) -> bytes:
@@ -191,6 +227,8 @@ class History:
         run_budgets: Records by dataset and run.
         budgets: Newest records by dataset.
         relations: Unit and relation of each dataset, fixed by its first reservation.
+        projects: Project of each dataset that is in one.
+        project_budgets: Newest records by project.
     """
 
     def __init__(self) -> None:
@@ -204,6 +242,8 @@ class History:
         self.run_budgets: dict[tuple[str, str], Record] = {}
         self.budgets: dict[str, Record] = {}
         self.relations: dict[str, tuple[str, str]] = {}
+        self.projects: dict[str, str] = {}
+        self.project_budgets: dict[str, Record] = {}
 
     def apply(self, record: Record, own_hash: str) -> None:
         """Take the next record; `own_hash` is the hash of its bytes."""
@@ -230,6 +270,10 @@ class History:
             if number not in self.void and dataset in (None, found.dataset) and run in (None, found.run)
         ]
 
+    def members(self, project: str) -> set[str]:
+        """Datasets of a project."""
+        return {dataset for dataset, found in self.projects.items() if found == project}
+
     def _verify_form(self, record: Record) -> None:
         held = {name for name in _OPTIONAL if getattr(record, name) is not None}
         if record.clip_norm is not None and record.kind != "reserve":
@@ -254,13 +298,40 @@ class History:
         self.run_budgets[name] = record
 
     def _budget(self, record: Record) -> None:
-        earlier = self.budgets.get(str(record.dataset))
+        self._filter(record, self.budgets, "dataset", str(record.dataset))
+
+    def _project_budget(self, record: Record) -> None:
+        self._filter(record, self.project_budgets, "project", str(record.project))
+
+    def _filter(self, record: Record, budgets: dict[str, Record], what: str, name: str) -> None:
+        earlier = budgets.get(name)
         if earlier is not None and earlier.order != record.order:
             raise LedgerError(
-                f"Record {record.sequence} changes the Rényi order of dataset {record.dataset!r}.",
-                record.sequence,
+                f"Record {record.sequence} changes the Rényi order of {what} {name!r}.", record.sequence
             )
-        self.budgets[str(record.dataset)] = record
+        budgets[name] = record
+
+    def _project(self, record: Record) -> None:
+        dataset, project = str(record.dataset), str(record.project)
+        if dataset in self.projects:
+            raise LedgerError(
+                f"Record {record.sequence} puts dataset {dataset!r} into a project again.", record.sequence
+            )
+        own = self.relations.get(dataset)
+        if own is not None:
+            self._verify_relation(record, project, own)
+        self.projects[dataset] = project
+
+    def _verify_relation(self, record: Record, project: str, relation: tuple[str, str]) -> None:
+        """Divergences under different relations do not add up to anything."""
+        for other in self.members(project):
+            if self.relations.get(other, relation) != relation:
+                raise LedgerError(
+                    f"Record {record.sequence} has unit and relation {relation} for dataset "
+                    f"{record.dataset!r}; dataset {other!r} of the same project {project!r} has "
+                    f"{self.relations[other]}.",
+                    record.sequence,
+                )
 
     def _reserve(self, record: Record) -> None:
         dataset = str(record.dataset)
@@ -271,6 +342,8 @@ class History:
                 f"Record {record.sequence} reserves something that is no event: {error}", record.sequence
             ) from error
         relation = (str(record.unit), str(record.neighboring))
+        if dataset in self.projects:
+            self._verify_relation(record, self.projects[dataset], relation)
         if self.relations.setdefault(dataset, relation) != relation:
             raise LedgerError(
                 f"Record {record.sequence} has another unit or relation than dataset {dataset!r} had before.",

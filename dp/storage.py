@@ -149,7 +149,7 @@ class RecordFile:
                 fields = {name: getattr(record, name) for name in Record.__struct_fields__}
                 records.append(Stored(**fields, hash=own_hash))
         head = Head(records[-1].sequence, records[-1].hash, signature.hex())
-        return Export(1, self.key.public_key.hex(), records, head)
+        return Export(FORMAT, self.key.public_key.hex(), records, head)
 
     # ---- checks -------------------------------------------------------------------------------------------
 

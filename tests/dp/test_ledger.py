@@ -240,7 +240,7 @@ def test_the_filter_of_a_data_set_keeps_what_it_promises_over_all_runs(ledger, e
 
 def test_the_budget_of_a_data_set_is_raised_by_a_new_record_at_the_same_order(ledger, tmp_path):
     ledger.set_budget("icu", epsilon=0.5, delta=1e-5, order=4)
-    with pytest.raises(PrivacyBudgetExceeded, match="set_budget"):
+    with pytest.raises(PrivacyBudgetExceeded, match=r"`privopt ledger budget ledger\.sqlite --dataset icu`"):
         ledger.reserve("icu", EVENT, run="r1")
     with pytest.raises(PrivacyParameterError, match=r"fixed \(4\), got 5"):
         ledger.set_budget("icu", epsilon=10.0, delta=1e-5, order=5)
