@@ -14,6 +14,7 @@ from .harness import Disagreement, Unavailable
 
 # Subject -> what it measures; each is a file of this folder with a generator `cases()`.
 SUBJECTS = {
+    "accounting": "one more event on a long ledger and calibration, against limits, scratch and Opacus PRV",
     "curves": "learning curves of every family of optimizers, drawn into docs/assets/curves",
     "masking": "pairwise masks and whole-client encoding against the raw keystream of the same bytes",
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",

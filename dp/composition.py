@@ -15,7 +15,17 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TAIL_MASS", "Losses", "Pair", "Summary", "compose", "epsilon_at", "gaussian_losses", "summarize"]
+__all__ = [
+    "TAIL_MASS",
+    "Losses",
+    "Pair",
+    "Summary",
+    "compose",
+    "epsilon_at",
+    "forget",
+    "gaussian_losses",
+    "summarize",
+]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Step = TypeVar("Step", bound=Hashable)
@@ -164,6 +174,11 @@ class _Total:
 _totals: list[_Total] = []
 
 
+def forget() -> None:
+    """Forget what was composed before, as a new process has it."""
+    _totals.clear()
+
+
 def compose(
     steps: Sequence[tuple[Step, int]],
     interval: float,
@@ -249,7 +264,8 @@ def _folded(probs: FloatArray, size: int) -> FloatArray:
     """Wrapped around to `size` points, as a transform of that size sees it."""
     if len(probs) <= size:
         return np.pad(probs, (0, size - len(probs)))
-    return np.pad(probs, (0, -len(probs) % size)).reshape(-1, size).sum(axis=0)
+    rows: FloatArray = np.pad(probs, (0, -len(probs) % size)).reshape(-1, size)
+    return np.asarray(rows.sum(axis=0), dtype=np.float64)
 
 
 def _power(base: npt.NDArray[np.complex128], exponent: int) -> npt.NDArray[np.complex128]:

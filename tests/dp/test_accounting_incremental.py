@@ -20,7 +20,7 @@ DELTA = 1e-5
 
 def forget() -> None:
     """Forget everything that pricing keeps, as a new process has it."""
-    composition._totals.clear()
+    composition.forget()
     for kept in (accounting._pld_epsilon, accounting._pld_step, accounting._pld_summaries):
         kept.cache_clear()
 
