@@ -18,6 +18,7 @@ from .torch_model import (
     LossFn,
     as_batch,
     kept_state,
+    not_in_place,
     own_randomness,
     per_sample_losses,
     trainable,
@@ -156,7 +157,7 @@ class BookkeepingClipper:
         """
         import torch
 
-        with _recorded(self.model) as calls:
+        with _recorded(self.model) as calls, not_in_place(self.model):
             losses = per_sample_losses(self.loss_fn, self.model(x), y)
         if not losses.requires_grad:
             return {}

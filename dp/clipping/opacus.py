@@ -17,6 +17,7 @@ from .torch_model import (
     LossFn,
     as_batch,
     kept_state,
+    not_in_place,
     own_randomness,
     per_sample_losses,
     trainable,
@@ -243,18 +244,14 @@ def _usable(model: torch.nn.Module) -> Iterator[None]:
     """
     owners = {m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
     modes = {layer: layer.training for layer in owners}
-    inplace = [layer for layer in model.modules() if getattr(layer, "inplace", False) is True]
     for layer in owners:
         layer.training = True
-    for layer in inplace:
-        layer.inplace = False  # type: ignore[assignment]
     try:
-        yield
+        with not_in_place(model):
+            yield
     finally:
         for layer, mode in modes.items():
             layer.training = mode
-        for layer in inplace:
-            layer.inplace = True  # type: ignore[assignment]
 
 
 @contextmanager

@@ -15,7 +15,15 @@ from ..errors import UnsupportedLayer
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LossFn", "kept_state", "own_randomness", "per_sample_losses", "trainable", "verify_separable"]
+__all__ = [
+    "LossFn",
+    "kept_state",
+    "not_in_place",
+    "own_randomness",
+    "per_sample_losses",
+    "trainable",
+    "verify_separable",
+]
 
 LossFn: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 
@@ -219,3 +227,16 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = True
+
+
+@contextmanager
+def not_in_place(model: torch.nn.Module) -> Iterator[None]:
+    """Layers that change their input in place make a new tensor while this lasts."""
+    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "inplace", False) is True]
+    for layer in layers:
+        layer.inplace = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.inplace = True

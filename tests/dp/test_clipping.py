@@ -13,10 +13,12 @@ from torch import nn
 
 import dp
 from dp import LoopClipper, OpacusClipper, PrivacyParameterError, UnsupportedLayer
-from dp.clipping import Clipper
+from dp.clipping import BookkeepingClipper, Clipper, VmapClipper, make_clipper
 from dp.events import Neighboring
 
 N = 11
+ENGINES: list[Any] = [OpacusClipper, LoopClipper, BookkeepingClipper, VmapClipper]
+FAST = [OpacusClipper, BookkeepingClipper]
 
 
 class Shared(nn.Module):
@@ -145,10 +147,12 @@ def by_hand(model: nn.Module, x: Any, y: Any, clip_norm: float) -> tuple[dict[st
     return total, norms
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MODELS)
 def test_engines_equal_a_per_sample_loop(name: str, engine: Callable[[nn.Module], Clipper]) -> None:
     model, x, y = make(name)
+    if name == "raw parameter" and engine is BookkeepingClipper:
+        engine = make_clipper  # which takes another engine: there is no rule for the layer
     _, norms = by_hand(model, x, y, 1.0)
     clip_norm = float(np.median(norms))
     expected, _ = by_hand(model, x, y, clip_norm)
@@ -163,15 +167,17 @@ def test_engines_equal_a_per_sample_loop(name: str, engine: Callable[[nn.Module]
     assert (got.count, got.nonfinite, got.clip_norm) == (N, 0, clip_norm)
 
 
+@pytest.mark.parametrize("engine", [OpacusClipper, BookkeepingClipper, VmapClipper])
 @pytest.mark.parametrize("physical_batch", [1, 2, 7, N, 100])
-def test_the_size_of_chunks_changes_nothing(physical_batch: int) -> None:
+def test_the_size_of_chunks_changes_nothing(physical_batch: int, engine: Any) -> None:
     model, x, y = make("mlp")
-    whole = OpacusClipper(model).clipped_sum(x, y, 0.5).flatten()
-    chunked = OpacusClipper(model, physical_batch=physical_batch).clipped_sum(x, y, 0.5).flatten()
+    whole = engine(model).clipped_sum(x, y, 0.5).flatten()
+    chunked = engine(model, physical_batch=physical_batch).clipped_sum(x, y, 0.5).flatten()
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_one_samples_gradient_over_twenty_tensors_is_at_most_c_jointly() -> None:
+@pytest.mark.parametrize(("engine", "reached"), [(OpacusClipper, 1e-9), (BookkeepingClipper, 2e-6)])
+def test_one_samples_gradient_over_twenty_tensors_is_at_most_c_jointly(engine: Any, reached: float) -> None:
     layers: list[nn.Module] = []
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -183,7 +189,7 @@ def test_one_samples_gradient_over_twenty_tensors_is_at_most_c_jointly() -> None
     x, y = rng.normal(size=(30, 12)).astype(np.float32), rng.integers(0, 3, 30)
     _, norms = by_hand(model, x, y, 1.0)
     clip_norm = 0.5 * min(norms)
-    clipper = OpacusClipper(model)
+    clipper = engine(model)
     joint, tensors = [], []
     for i in range(30):
         values = clipper.clipped_sum(x[i : i + 1], y[i : i + 1], clip_norm)
@@ -191,11 +197,11 @@ def test_one_samples_gradient_over_twenty_tensors_is_at_most_c_jointly() -> None
         tensors.append([float(np.linalg.norm(v)) for v in values.values.values()])
     assert max(joint) <= clip_norm
     # Clipping was at work, and jointly: clipping each tensor to C by itself would leave all of them longer.
-    assert min(joint) >= clip_norm * (1 - 1e-9)
+    assert min(joint) >= clip_norm * (1 - reached)
     assert max(max(t) for t in tensors) < 0.99 * clip_norm
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_samples_without_a_finite_gradient_are_zeroed_and_counted(engine: Any, poison: float) -> None:
     model, x, y = make("mlp")
@@ -207,7 +213,7 @@ def test_samples_without_a_finite_gradient_are_zeroed_and_counted(engine: Any, p
     np.testing.assert_allclose(got.flatten(), clean.flatten(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_gradient_whose_square_overflows_float32_is_clipped_not_dropped(engine: Any) -> None:
     saturated, huge = nn.Linear(3, 2), np.full((1, 3), 1e30, np.float32)
     got = engine(saturated).clipped_sum(huge, np.array([0]), 0.5)
@@ -219,7 +225,7 @@ def test_a_gradient_whose_square_overflows_float32_is_clipped_not_dropped(engine
     assert got.flatten().any() or other.flatten().any()
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_empty_batch_gives_zeros(engine: Any) -> None:
     model, x, y = make("cnn")
     got = engine(model).clipped_sum(x[:0], y[:0], 1.0)
@@ -230,23 +236,25 @@ def test_an_empty_batch_gives_zeros(engine: Any) -> None:
     assert not got.flatten().any()
 
 
-def test_zero_gradients_stay_zero() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_zero_gradients_stay_zero(engine: Any) -> None:
     model = nn.Linear(3, 2)
-    got = OpacusClipper(model, lambda out, y: 0.0 * out.sum(1)).clipped_sum(
+    got = engine(model, lambda out, y: 0.0 * out.sum(1)).clipped_sum(
         np.ones((4, 3), np.float32), np.zeros(4), 1.0
     )
     assert not got.flatten().any()
     assert got.nonfinite == 0
 
 
-def test_the_model_is_left_as_it_was() -> None:
+@pytest.mark.parametrize("engine", [OpacusClipper, BookkeepingClipper, VmapClipper])
+def test_the_model_is_left_as_it_was(engine: Any) -> None:
     model, x, y = make("mlp")
     model[1].eval()  # type: ignore[index]
     first = next(model.parameters())
     first.grad = torch.full_like(first, 3.0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     attributes = {m: set(vars(m)) for m in model.modules()}
-    OpacusClipper(model).clipped_sum(x, y, 1.0)
+    engine(model).clipped_sum(x, y, 1.0)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert first.grad is not None
     assert bool((first.grad == 3.0).all())
@@ -256,16 +264,16 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(not m._forward_hooks and not m._backward_hooks for m in model.modules())
     assert {m: set(vars(m)) for m in model.modules()} == attributes
     with pytest.raises(ValueError, match="one loss a sample"):
-        OpacusClipper(model, nn.functional.cross_entropy).clipped_sum(x, y, 1.0)
+        engine(model, nn.functional.cross_entropy).clipped_sum(x, y, 1.0)
     assert {m: set(vars(m)) for m in model.modules()} == attributes
     # Two clippers may share a model.
     assert np.array_equal(
-        OpacusClipper(model).clipped_sum(x, y, 1.0).flatten(),
-        OpacusClipper(model).clipped_sum(x, y, 1.0).flatten(),
+        engine(model).clipped_sum(x, y, 1.0).flatten(),
+        engine(model).clipped_sum(x, y, 1.0).flatten(),
     )
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("layer", "remedy"),
     [
@@ -291,7 +299,8 @@ def test_layers_that_opacus_does_not_know_are_refused_with_a_replacement(
         OpacusClipper(nn.Sequential(layer))
 
 
-def test_a_parameter_used_behind_its_layers_back_is_found() -> None:
+@pytest.mark.parametrize("engine", FAST)
+def test_a_parameter_used_behind_its_layers_back_is_found(engine: Any) -> None:
     class Behind(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -302,10 +311,13 @@ def test_a_parameter_used_behind_its_layers_back_is_found() -> None:
 
     _, x, y = make("linear")
     with pytest.raises(UnsupportedLayer, match=r"layer\.weight"):
-        OpacusClipper(Behind()).clipped_sum(x, y, 1.0)
+        engine(Behind()).clipped_sum(x, y, 1.0)
 
 
-def test_a_parameter_used_behind_its_layers_back_is_found_though_its_first_gradients_are_zero() -> None:
+@pytest.mark.parametrize("engine", FAST)
+def test_a_parameter_used_behind_its_layers_back_is_found_though_its_first_gradients_are_zero(
+    engine: Any,
+) -> None:
     class Behind(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -318,7 +330,7 @@ def test_a_parameter_used_behind_its_layers_back_is_found_though_its_first_gradi
 
     _, x, y = make("linear")
     model = Behind()
-    clipper = OpacusClipper(model)
+    clipper = engine(model)
     clipper.clipped_sum(x, y, 1.0)  # a head of zeros lets no gradient through
     nn.init.ones_(model.head.weight[:1])
     with pytest.raises(UnsupportedLayer, match=r"layer\.weight"):
@@ -347,13 +359,15 @@ def normalized(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.batch_norm(x, None, None, training=True)
 
 
+@pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("mix", [lambda x: x - x.mean(0), normalized, attention, lambda x: x / len(x)])
-def test_samples_that_mix_without_a_layer_that_says_so_are_found(mix: Any) -> None:
+def test_samples_that_mix_without_a_layer_that_says_so_are_found(mix: Any, engine: Any) -> None:
     _, x, y = make("linear")
     with pytest.raises(UnsupportedLayer, match="other samples"):
-        OpacusClipper(Mixed(mix)).clipped_sum(x, y, 1.0)
+        engine(Mixed(mix)).clipped_sum(x, y, 1.0)
 
 
+@pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize(
     "loss",
     [
@@ -361,15 +375,16 @@ def test_samples_that_mix_without_a_layer_that_says_so_are_found(mix: Any) -> No
         lambda out, y: nn.functional.cross_entropy(out, y, reduction="none") - out.logsumexp((0, 1)),
     ],
 )
-def test_losses_that_couple_samples_are_found(loss: Any) -> None:
+def test_losses_that_couple_samples_are_found(loss: Any, engine: Any) -> None:
     model, x, y = make("linear")
     with pytest.raises(UnsupportedLayer, match="other samples"):
-        OpacusClipper(model, loss).clipped_sum(x, y, 1.0)
+        engine(model, loss).clipped_sum(x, y, 1.0)
 
 
-def test_mixing_is_found_in_the_first_batch_that_can_show_it() -> None:
+@pytest.mark.parametrize("engine", FAST)
+def test_mixing_is_found_in_the_first_batch_that_can_show_it(engine: Any) -> None:
     _, x, y = make("linear")
-    clipper = OpacusClipper(Mixed(attention))
+    clipper = engine(Mixed(attention))
     clipper.clipped_sum(x[:0], y[:0], 1.0)
     clipper.clipped_sum(x[:1], y[:1], 1.0)
     with pytest.raises(UnsupportedLayer, match="other samples"):
@@ -390,7 +405,7 @@ class Keeps(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_that_keeps_something_of_its_samples_is_refused_and_keeps_nothing(engine: Any) -> None:
     _, x, y = make("linear")
     model = Keeps()
@@ -399,7 +414,7 @@ def test_a_model_that_keeps_something_of_its_samples_is_refused_and_keeps_nothin
     assert not model.mean.any()
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("setting", [{"max_norm": 0.1}, {"sparse": True}])
 def test_embeddings_that_tell_which_rows_were_used_are_refused(engine: Any, setting: Any) -> None:
     model = nn.Sequential(nn.Embedding(9, 8, **setting), nn.Flatten(), nn.Linear(32, 3))
@@ -407,7 +422,7 @@ def test_embeddings_that_tell_which_rows_were_used_are_refused(engine: Any, sett
         engine(model)
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_frozen_batch_norm_is_refused_once_it_takes_statistics_again(engine: Any) -> None:
     model, x, y = make("backbone")
     clipper = engine(model)
@@ -419,7 +434,7 @@ def test_a_frozen_batch_norm_is_refused_once_it_takes_statistics_again(engine: A
         clipper.clipped_sum(x, y, 1.0)
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_dropout_does_not_follow_the_scripts_seed_and_leaves_it_alone(engine: Any) -> None:
     model, x, y = make("dropout in evaluation mode")
     model.train()
@@ -438,7 +453,7 @@ def test_dropout_does_not_follow_the_scripts_seed_and_leaves_it_alone(engine: An
     assert not np.array_equal(draw(seed=5), draw(seed=6))
 
 
-@pytest.mark.parametrize("engine", [OpacusClipper, LoopClipper])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_arrays_of_another_precision_are_taken(engine: Any) -> None:
     model, x, y = make("mlp")
     expected = engine(model).clipped_sum(x, y, 1.0).flatten()
@@ -446,16 +461,18 @@ def test_arrays_of_another_precision_are_taken(engine: Any) -> None:
     assert np.array_equal(got, expected)
 
 
-def test_a_gradient_of_rounding_alone_is_no_reason_to_refuse() -> None:
+@pytest.mark.parametrize("engine", FAST)
+def test_a_gradient_of_rounding_alone_is_no_reason_to_refuse(engine: Any) -> None:
     # The instance norm undoes whatever scale the group norm gives.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = nn.Conv2d(1, 4, 3), nn.GroupNorm(4, 4), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(400, 3)
     x = np.random.default_rng(0).normal(size=(16, 1, 12, 12)).astype(np.float32)
-    OpacusClipper(nn.Sequential(*layers)).clipped_sum(x, np.arange(16) % 3, 1.0)
+    engine(nn.Sequential(*layers)).clipped_sum(x, np.arange(16) % 3, 1.0)
 
 
-def test_samples_folded_into_another_axis_are_found() -> None:
+@pytest.mark.parametrize("engine", FAST)
+def test_samples_folded_into_another_axis_are_found(engine: Any) -> None:
     class Folded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -466,7 +483,7 @@ def test_samples_folded_into_another_axis_are_found() -> None:
 
     _, x, y = make("linear")
     with pytest.raises(UnsupportedLayer, match="first axis"):
-        OpacusClipper(Folded()).clipped_sum(x, y, 1.0)
+        engine(Folded()).clipped_sum(x, y, 1.0)
 
 
 def test_wrong_arguments_are_named() -> None:
