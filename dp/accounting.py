@@ -16,17 +16,28 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from .composition import Pair, Summary, compose, epsilon_at, gaussian_losses, summarize
+from .composition import Pair, Summary, compose, epsilon_at, gaussian_losses, summarize, truncated_losses
 from .errors import PrivacyParameterError, UnsupportedEvent
-from .events import Event, Gaussian, Neighboring, Poisson, Repeated, Unpriced
+from .events import (
+    Epoch,
+    Event,
+    Gaussian,
+    Neighboring,
+    Poisson,
+    Repeated,
+    Step,
+    TruncatedPoisson,
+    Unpriced,
+    WithoutReplacement,
+)
 
 __all__ = ["SUPPORTED", "Accountant", "By", "Epsilon", "count_steps", "epsilon", "rdp_epsilon_at", "rdp_of"]
 
 By: TypeAlias = Literal["PLD", "RDP", "PRV"]
-Step: TypeAlias = Gaussian | Poisson
 Steps: TypeAlias = tuple[tuple[Step, int], ...]
 
 SUPPORTED: MappingProxyType[tuple[str, Neighboring], tuple[By, ...]] = MappingProxyType(
@@ -34,17 +45,24 @@ SUPPORTED: MappingProxyType[tuple[str, Neighboring], tuple[By, ...]] = MappingPr
         ("gaussian", Neighboring.ADD_OR_REMOVE_ONE): ("PLD", "RDP", "PRV"),
         ("gaussian", Neighboring.REPLACE_ONE): ("PLD", "RDP", "PRV"),
         ("poisson(gaussian)", Neighboring.ADD_OR_REMOVE_ONE): ("PLD", "RDP", "PRV"),
+        ("epoch(gaussian)", Neighboring.ADD_OR_REMOVE_ONE): ("PLD", "RDP", "PRV"),
+        ("epoch(gaussian)", Neighboring.REPLACE_ONE): ("PLD", "RDP", "PRV"),
+        ("truncated-poisson(gaussian)", Neighboring.ADD_OR_REMOVE_ONE): ("PLD",),
+        ("without-replacement(gaussian)", Neighboring.REPLACE_ONE): ("RDP",),
     }
 )
 """Which accountants price which event under which relation; whatever is not listed is refused.
 
-Poisson samples under REPLACE_ONE are not listed: libraries disagree on them.
+Poisson samples under REPLACE_ONE are not listed: libraries disagree on them. Batches of fixed size have a
+bound by Rényi divergences alone, and only where their number of units stays (Wang et al. 2019).
 """
 
 _LEAST_NOISE = 1e-4
 """Less noise protects nobody: infinity is an upper bound that no formula can overflow on the way to."""
 _MOST_NOISE = 1e9
 """More noise is priced as this much, which costs at least as much; its square would overflow in libraries."""
+_LEAST_TRUNCATED_NOISE = 0.05
+"""The same for truncated samples, which RDP does not price, so that it cannot tell a hopeless plan."""
 CERTIFY_INTERVAL = 1e-4
 SEARCH_INTERVAL = 1e-3
 _FEW_POINTS = 20_000
@@ -125,8 +143,7 @@ def epsilon(
     steps = count_steps(events)
     for event, _ in steps:
         verify_supported(event, relation, by)
-    steps = tuple((_in_units_of_sensitivity(event, relation), n) for event, n in steps)
-    steps = tuple((event, n) for event, n in steps if _rate(event) > 0)
+    steps = _added_up((_in_units_of_sensitivity(event, relation), n) for event, n in steps)
     if not steps:
         return 0.0
     if any(_noise(event) < _LEAST_NOISE for event, _ in steps):
@@ -135,6 +152,11 @@ def epsilon(
         return _round_up(_prv_epsilon(steps, float(delta)))
     if by == "RDP":
         return _round_up(_rdp_epsilon(steps, float(delta), _rdp_orders()))
+    truncated = [event for event, _ in steps if isinstance(event, TruncatedPoisson)]
+    if truncated:
+        if any(_noise(event) < _LEAST_TRUNCATED_NOISE for event in truncated):
+            return math.inf
+        return _round_up(_pld_epsilon(steps, float(delta), CERTIFY_INTERVAL if precise else SEARCH_INTERVAL))
     rough = _rdp_epsilon(steps, float(delta), _FEW_ORDERS)
     if rough > _PLD_UP_TO and _rdp_epsilon(steps, float(delta), _FAST_ORDERS) > _PLD_UP_TO:
         return _round_up(_rdp_epsilon(steps, float(delta), _rdp_orders()))
@@ -232,7 +254,7 @@ class Accountant:
 
 def _shape(event: Step) -> str:
     """The event's kinds, outermost first, as `SUPPORTED` names them."""
-    return f"{event.kind}({event.event.kind})" if isinstance(event, Poisson) else event.kind
+    return event.kind if isinstance(event, Gaussian) else f"{event.kind}({event.event.kind})"
 
 
 def _relation(neighboring: Neighboring | str) -> Neighboring:
@@ -249,17 +271,36 @@ def _in_units_of_sensitivity(event: Step, neighboring: Neighboring) -> Step:
 
     That is 2C under REPLACE_ONE, where one vector of norm C goes and another comes.
     """
-    half = neighboring is Neighboring.REPLACE_ONE and isinstance(event, Gaussian)
-    noise = min(_noise(event) / (2 if half else 1), _MOST_NOISE)
-    return Poisson(event.sample_rate, Gaussian(noise)) if isinstance(event, Poisson) else Gaussian(noise)
+    halved = neighboring is Neighboring.REPLACE_ONE and not isinstance(event, Poisson)
+    noise = Gaussian(min(_noise(event) / (2 if halved else 1), _MOST_NOISE))
+    # In an epoch one batch alone depends on the unit.
+    if isinstance(event, Gaussian | Epoch):
+        return noise
+    return msgspec.structs.replace(event, event=noise)
+
+
+def _added_up(steps: Iterable[tuple[Step, int]]) -> Steps:
+    """Without what nobody entered, and equal ones together, where they last occurred."""
+    counts: dict[Step, int] = {}
+    for event, n in steps:
+        if _rate(event) > 0:
+            counts[event] = counts.pop(event, 0) + n
+    return tuple(counts.items())
 
 
 def _rate(event: Step) -> float:
-    return event.sample_rate if isinstance(event, Poisson) else 1.0
+    """Probability that a unit enters."""
+    match event:
+        case Gaussian() | Epoch():
+            return 1.0
+        case WithoutReplacement():
+            return event.batch_size / event.num_samples
+        case _:
+            return event.sample_rate
 
 
 def _noise(event: Step) -> float:
-    return (event.event if isinstance(event, Poisson) else event).noise_multiplier
+    return (event if isinstance(event, Gaussian) else event.event).noise_multiplier
 
 
 def _round_up(value: float) -> float:
@@ -287,7 +328,11 @@ def _pld_grid(steps: Steps, interval: float) -> float:
     """The distance of the points on which all distributions of one composition lie."""
     # Very little noise needs a coarser grid, and a search's is as coarse as asked for only where that leaves
     # points enough for a small epsilon.
-    spans = [0.5 / _noise(event) ** 2 + 10 / _noise(event) for event, _ in steps]
+    # A truncated sample moves by up to four times C in the library's bound.
+    spans = [
+        0.5 / noise**2 + 10 / noise
+        for noise in (_noise(e) / (4 if isinstance(e, TruncatedPoisson) else 1) for e, _ in steps)
+    ]
     grid = max(CERTIFY_INTERVAL, min(interval, max(spans) / _FEW_POINTS), max(spans) / _MAX_POINTS)
     # A grid wider than a step's own loss makes every step look noisier than it is, by distance times loss in
     # variance; over a million steps that adds up. The root of chi-squared is the loss's size.
@@ -306,18 +351,26 @@ def _pld_grid(steps: Steps, interval: float) -> float:
 
 def _merged_gaussians(steps: Steps) -> Steps:
     """The same with all unsampled Gaussians as one: their squared signal-to-noise ratios add up, exactly."""
-    plain = [(event, n) for event, n in steps if _rate(event) == 1.0]
+    plain = [(event, n) for event, n in steps if _unsampled(event)]
     if not plain:
         return steps
     ratio = math.fsum(n / _noise(event) ** 2 for event, n in plain)
     # One ulp less noise, so that rounding cannot favour us.
     merged = Gaussian(math.nextafter(1 / math.sqrt(ratio), 0.0))
-    return (*((event, n) for event, n in steps if _rate(event) < 1.0), (merged, 1))
+    return (*((event, n) for event, n in steps if not _unsampled(event)), (merged, 1))
+
+
+def _unsampled(event: Step) -> bool:
+    return isinstance(event, Gaussian | Poisson) and _rate(event) == 1.0
 
 
 # Distributions hold megabytes, hence the small cache; what bounds their composition is small.
 @lru_cache(maxsize=64)
 def _pld_step(event: Step, interval: float) -> Pair:
+    if isinstance(event, TruncatedPoisson):
+        return truncated_losses(
+            event.num_samples, event.sample_rate, event.max_batch_size, _noise(event), interval
+        )
     # Sensitivity is 1 because noise is in its units.
     return gaussian_losses(_noise(event), _rate(event), interval)
 
@@ -381,10 +434,15 @@ def _rdp_step(event: Step, orders: tuple[float, ...]) -> npt.NDArray[np.float64]
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
-    step = dp_accounting.PoissonSampledDpEvent(_rate(event), dp_accounting.GaussianDpEvent(_noise(event)))
+    noise = dp_accounting.GaussianDpEvent(_noise(event))
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    step: Any = dp_accounting.PoissonSampledDpEvent(_rate(event), noise)
+    if isinstance(event, WithoutReplacement):
+        relation = dp_accounting.NeighboringRelation.REPLACE_ONE
+        step = dp_accounting.SampledWithoutReplacementDpEvent(event.num_samples, event.batch_size, noise)
     with _without_log("absl"):
         # An order whose series does not converge is left out, which costs tightness only, and is logged.
-        accountant = RdpAccountant(orders).compose(step)
+        accountant = RdpAccountant(orders, relation).compose(step)
     return np.asarray(accountant.rdp, dtype=np.float64)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "forget",
     "gaussian_losses",
     "summarize",
+    "truncated_losses",
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -88,6 +89,27 @@ def gaussian_losses(noise: float, rate: float, interval: float) -> Pair:
     if rate == 1.0:
         return removed, removed
     return removed, one(mechanism.AdjacencyType.ADD, lambda eps: _added(eps, noise, rate))
+
+
+def truncated_losses(
+    num_samples: int, rate: float, max_batch_size: int, noise: float, interval: float
+) -> Pair:
+    """Losses of one Gaussian release about a truncated Poisson sample, from dp-accounting.
+
+    References:
+        Ganesh (2025), https://arxiv.org/abs/2508.15089.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as library
+
+    both = library.from_truncated_subsampled_gaussian_mechanism(
+        num_samples, rate, max_batch_size, noise, value_discretization_interval=interval
+    )
+
+    def one(pmf: Any) -> Losses:
+        dense = pmf.to_dense_pmf()
+        return Losses(int(dense._lower_loss), np.asarray(dense._probs), float(dense._infinity_mass))
+
+    return one(both._pmf_remove), one(both._pmf_add)
 
 
 def _plain(eps: FloatArray, noise: float) -> FloatArray:

@@ -14,7 +14,19 @@ import msgspec
 
 from .errors import PrivacyParameterError
 
-__all__ = ["Event", "Gaussian", "Neighboring", "Poisson", "Repeated", "Unpriced", "event_from_dict"]
+__all__ = [
+    "Epoch",
+    "Event",
+    "Gaussian",
+    "Neighboring",
+    "Poisson",
+    "Repeated",
+    "Step",
+    "TruncatedPoisson",
+    "Unpriced",
+    "WithoutReplacement",
+    "event_from_dict",
+]
 
 
 class Neighboring(StrEnum):
@@ -80,6 +92,78 @@ class Poisson(_Described, frozen=True, tag="poisson"):
         return f"poisson(q={self.sample_rate:.6g}, {self.event})"
 
 
+class WithoutReplacement(_Described, frozen=True, tag="without-replacement"):
+    """A release about a batch of fixed size, drawn uniformly without replacement.
+
+    Attributes:
+        num_samples: Number of units, a public constant.
+        batch_size: How many of them entered, at most `num_samples`.
+        event: What was released about the batch.
+    """
+
+    num_samples: int
+    batch_size: int
+    event: Gaussian
+
+    def __post_init__(self) -> None:
+        _verify_int(self, "num_samples", 1, 2**53)
+        _verify_int(self, "batch_size", 1, self.num_samples)
+        _verify_inner(self)
+
+    def __str__(self) -> str:
+        return f"without-replacement({self.batch_size} of {self.num_samples}, {self.event})"
+
+
+class TruncatedPoisson(_Described, frozen=True, tag="truncated-poisson"):
+    """A release about a Poisson sample, of which a random subset remained where it was too large.
+
+    Attributes:
+        num_samples: Number of units, a public constant.
+        sample_rate: Probability that a unit entered before truncation.
+        max_batch_size: The most units that remained.
+        event: What was released about the batch.
+    """
+
+    num_samples: int
+    sample_rate: float
+    max_batch_size: int
+    event: Gaussian
+
+    def __post_init__(self) -> None:
+        _verify_int(self, "num_samples", 1, 2**53)
+        _store_float(self, "sample_rate", 1.0)
+        _verify_int(self, "max_batch_size", 1, self.num_samples)
+        _verify_inner(self)
+
+    def __str__(self) -> str:
+        return (
+            f"truncated-poisson(q={self.sample_rate:.6g}, at most {self.max_batch_size} of "
+            f"{self.num_samples}, {self.event})"
+        )
+
+
+class Epoch(_Described, frozen=True, tag="epoch"):
+    """Releases about batches in which every unit entered exactly once, whatever decided in which.
+
+    It costs what one release does: the other batches do not depend on the unit. Nothing is gained from the
+    order being random.
+
+    Attributes:
+        num_batches: Number of batches.
+        event: What was released about each.
+    """
+
+    num_batches: int
+    event: Gaussian
+
+    def __post_init__(self) -> None:
+        _verify_int(self, "num_batches", 1, 2**53)
+        _verify_inner(self)
+
+    def __str__(self) -> str:
+        return f"epoch({self.num_batches} batches, {self.event})"
+
+
 class Unpriced(_Described, frozen=True, tag="unpriced"):
     """A release that nobody can price; every accountant refuses it, and the ledger says so.
 
@@ -105,7 +189,7 @@ class Repeated(_Described, frozen=True, tag="repeated"):
         count: How many times.
     """
 
-    event: Gaussian | Poisson
+    event: Gaussian | Poisson | WithoutReplacement | TruncatedPoisson | Epoch
     count: int
 
     def __post_init__(self) -> None:
@@ -113,16 +197,20 @@ class Repeated(_Described, frozen=True, tag="repeated"):
             raise TypeError(f"Expected count of repeated to be an int, got {type(self.count).__name__}.")
         if not 0 <= self.count < 2**53:
             raise PrivacyParameterError(f"Expected count of repeated in [0, 2**53), got count={self.count}.")
-        if not isinstance(self.event, Gaussian | Poisson):
+        if not isinstance(self.event, Step):
             raise TypeError(
-                f"Expected event of repeated to be Gaussian or Poisson, got {type(self.event).__name__}."
+                "Expected event of repeated to be a release or releases about a sample, "
+                f"got {type(self.event).__name__}."
             )
 
     def __str__(self) -> str:
         return f"{self.count} × {self.event}"
 
 
-Event: TypeAlias = Gaussian | Poisson | Repeated | Unpriced
+Step: TypeAlias = Gaussian | Poisson | WithoutReplacement | TruncatedPoisson | Epoch
+"""What can repeat."""
+
+Event: TypeAlias = Gaussian | Poisson | WithoutReplacement | TruncatedPoisson | Epoch | Repeated | Unpriced
 """Any event. Events nest in one order only (repetition, sample, noise), so a file cannot nest them deeper."""
 
 
@@ -145,10 +233,26 @@ def event_from_dict(value: Any) -> Event:
     """
     try:
         # The types, not the alias: mypy takes a union for a value of another kind than a type.
-        event: Event = msgspec.convert(value, Gaussian | Poisson | Repeated | Unpriced)
+        event: Event = msgspec.convert(
+            value, Gaussian | Poisson | WithoutReplacement | TruncatedPoisson | Epoch | Repeated | Unpriced
+        )
     except msgspec.ValidationError as error:
         raise PrivacyParameterError(f"Expected an event as JSON values: {error}.") from error
     return event
+
+
+def _verify_int(event: msgspec.Struct, name: str, low: int, high: int) -> None:
+    value = getattr(event, name)
+    kind = event.__struct_config__.tag
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected {name} of {kind} to be an int, got {type(value).__name__}.")
+    if not low <= value <= high:
+        raise PrivacyParameterError(f"Expected {name} of {kind} in [{low}, {high}], got {name}={value}.")
+
+
+def _verify_inner(event: WithoutReplacement | TruncatedPoisson | Epoch) -> None:
+    if not isinstance(event.event, Gaussian):
+        raise TypeError(f"Expected event of {event.kind} to be Gaussian, got {type(event.event).__name__}.")
 
 
 def _store_float(event: msgspec.Struct, name: str, high: float) -> None:

@@ -20,7 +20,17 @@ from scipy import optimize, stats
 import dp
 from dp import PrivacyParameterError, UnsupportedEvent
 from dp.accounting import SUPPORTED, Accountant, By, Epsilon, count_steps, epsilon, rdp_epsilon_at, rdp_of
-from dp.events import Event, Gaussian, Neighboring, Poisson, Repeated, Unpriced
+from dp.events import (
+    Epoch,
+    Event,
+    Gaussian,
+    Neighboring,
+    Poisson,
+    Repeated,
+    TruncatedPoisson,
+    Unpriced,
+    WithoutReplacement,
+)
 
 DELTA = 1e-5
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "dp_epsilon.json").read_text())
@@ -143,7 +153,14 @@ def test_what_has_no_price_is_refused_by_name() -> None:
 
 
 def test_the_table_says_which_combinations_are_priced() -> None:
-    shapes: dict[str, Event] = {"gaussian": Gaussian(2.0), "poisson(gaussian)": Poisson(0.1, Gaussian(2.0))}
+    shapes: dict[str, Event] = {
+        "gaussian": Gaussian(2.0),
+        "poisson(gaussian)": Poisson(0.1, Gaussian(2.0)),
+        "epoch(gaussian)": Epoch(10, Gaussian(2.0)),
+        "truncated-poisson(gaussian)": TruncatedPoisson(100, 0.1, 15, Gaussian(2.0)),
+        "without-replacement(gaussian)": WithoutReplacement(100, 10, Gaussian(2.0)),
+    }
+    assert {shape for shape, _ in SUPPORTED} == set(shapes)
     for shape, event in shapes.items():
         for relation in Neighboring:
             for by in ("PLD", "RDP", "PRV"):

@@ -10,10 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp import PrivacyParameterError
-from dp.events import Event, Gaussian, Poisson, Repeated, Unpriced, event_from_dict
+from dp.events import (
+    Epoch,
+    Event,
+    Gaussian,
+    Poisson,
+    Repeated,
+    TruncatedPoisson,
+    Unpriced,
+    WithoutReplacement,
+    event_from_dict,
+)
 
 gaussians = st.floats(0, 1e12).map(Gaussian)
-steps = st.one_of(gaussians, st.builds(Poisson, st.floats(0, 1), gaussians))
+counts = st.integers(1, 1000)
+steps = st.one_of(
+    gaussians,
+    st.builds(Poisson, st.floats(0, 1), gaussians),
+    st.builds(WithoutReplacement, counts.map(lambda n: n + 1000), counts, gaussians),
+    st.builds(TruncatedPoisson, counts.map(lambda n: n + 1000), st.floats(0, 1), counts, gaussians),
+    st.builds(Epoch, counts, gaussians),
+)
 events = st.one_of(steps, st.builds(Repeated, steps, st.integers(0, 2**53 - 1)), st.text().map(Unpriced))
 
 
@@ -64,6 +81,12 @@ def test_the_constructor_names_the_field_and_the_value() -> None:
         Poisson(1.5, Gaussian(1.0))
     with pytest.raises(PrivacyParameterError, match="count=-3"):
         Repeated(Gaussian(1.0), -3)
+    with pytest.raises(PrivacyParameterError, match="batch_size=11"):
+        WithoutReplacement(10, 11, Gaussian(1.0))
+    with pytest.raises(PrivacyParameterError, match="max_batch_size=0"):
+        TruncatedPoisson(10, 0.5, 0, Gaussian(1.0))
+    with pytest.raises(TypeError, match="num_batches"):
+        Epoch(1.0, Gaussian(1.0))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="noise_multiplier"):
         Gaussian("1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Gaussian"):
@@ -77,3 +100,7 @@ def test_integers_and_negative_zero_give_the_same_json_as_floats() -> None:
 
 def test_an_event_prints_short() -> None:
     assert str(Repeated(Poisson(0.2, Gaussian(1.18)), 5)) == "5 × poisson(q=0.2, gaussian(z=1.18))"
+    assert str(WithoutReplacement(10, 2, Gaussian(1))) == "without-replacement(2 of 10, gaussian(z=1))"
+    assert str(Epoch(5, Gaussian(1))) == "epoch(5 batches, gaussian(z=1))"
+    truncated = TruncatedPoisson(10, 0.2, 3, Gaussian(1))
+    assert str(truncated) == "truncated-poisson(q=0.2, at most 3 of 10, gaussian(z=1))"
