@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .failures import AUDIT, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, exit_code, told, told_warnings
+from .ledgers import EXAMPLES, add_arguments, run_ledger
 
 if TYPE_CHECKING:
     from ..setup.tables import Config
@@ -194,19 +195,7 @@ exit codes:
     )
     report.add_argument("folder", type=Path, help="a run's folder")
 
-    ledger = command(
-        "ledger",
-        _ledger,
-        "show or verify a client's ledger",
-        """
-        privopt ledger show runs/2026-11-21-digits-1/ledgers/clinic-0.json
-        privopt ledger verify clinic-0.json --key 9f2c…    with a key known from elsewhere
-        privopt ledger show homes/clinic-0/ledger.sqlite   by the holder, who has the key beside it
-        """,
-    )
-    ledger.add_argument("action", choices=("show", "verify"), help="what to do")
-    ledger.add_argument("path", type=Path, help="an export, or a holder's own ledger.sqlite")
-    ledger.add_argument("--key", metavar="HEX", help="the holder's public key, if you have it from elsewhere")
+    add_arguments(command("ledger", run_ledger, "show, verify or budget a client's ledger", EXAMPLES))
     return parser
 
 
@@ -351,14 +340,3 @@ def _report(options: argparse.Namespace) -> int:
     console.say(f"Wrote {path}")
     console.give({"path": str(path)})
     return OK
-
-
-def _ledger(options: argparse.Namespace) -> int:
-    from ..report.ledgerfile import audit_export
-    from .console import Console
-
-    found = audit_export(options.path, key=options.key)
-    console = Console(as_json=options.format == "json")
-    console.say(found.records_text() if options.action == "show" else str(found))
-    console.give(found.to_dict(records=options.action == "show"))
-    return OK if found.ok else AUDIT

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from dp import PrivacyParameterError, PrivacyWarning, check_delta, epsilon
+from dp import LedgerError, PrivacyParameterError, PrivacyWarning, check_delta, epsilon
 from dp.audit import CheckedExport, LedgerAudit, audit_ledger, check_export
 from dp.events import Event, Neighboring
+from dp.heads import CountersignedHead, read_heads
 
 from .checks import Fault, run_faults, run_notes
 from .folder import Participant, PrivacyFacts, Release, RunFolder, read_run
@@ -146,6 +147,7 @@ def audit_run(folder: str | Path) -> RunAudit:
     if facts.dp is None:
         return RunAudit(facts.id, False, [], list(run_faults(run)), run_notes(run), disclosed)
     audits, faults, notes = [], list(run_faults(run)), run_notes(run)
+    heads = _kept_heads(run.path, faults)
     for client in facts.clients:
         faults += _own_faults(facts.dp, client)
         releases = [release for line in run.rounds for release in line.releases.get(client.id, ())]
@@ -166,10 +168,11 @@ def audit_run(folder: str | Path) -> RunAudit:
             run=facts.id,
             delta=facts.dp.delta,
             recorded=[msgspec.to_builtins(release) for release in releases],
+            heads=heads,
         )
         audits.append(found)
         notes += [f"{client.id}: {note}" for note in found.notes]
-        checked = check_export(path, public_key=key)
+        checked = check_export(path, public_key=key, heads=heads)
         problems = found.problems if checked.export is not None else checked.problems
         faults += [Fault(client.id, problem.record, problem.what) for problem in problems]
         if checked.export is None:
@@ -180,6 +183,16 @@ def audit_run(folder: str | Path) -> RunAudit:
         faults += _budget_faults(facts.dp, client, facts.id, checked)
         faults += _relation_faults(facts.dp, client, facts.id, checked)
     return RunAudit(facts.id, True, audits, faults, notes, disclosed)
+
+
+def _kept_heads(folder: Path, faults: list[Fault]) -> list[CountersignedHead] | None:
+    """Heads of the clients' ledgers that a peer kept with the run; None where it kept none."""
+    path = folder / "heads.jsonl"
+    try:
+        return read_heads(path) if path.exists() else None
+    except (LedgerError, OSError) as error:
+        faults.append(Fault(None, None, f"heads.jsonl cannot be read: {error}"))
+        return None
 
 
 def public_key(text: str | None) -> bytes | None:
