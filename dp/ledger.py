@@ -18,6 +18,7 @@ from .budgets import Total, filter_order, totals, verify_budgets
 from .errors import LedgerError, PrivacyParameterError
 from .events import Event, Neighboring
 from .heads import FOUND, CountersignedHead, SignedHead, compare_heads, sign_head
+from .policy import LocalPolicy, PolicyRefused, policy_path
 from .records import MAX_NAME
 from .records import Reservation as Reservation
 from .signing import LedgerKey as LedgerKey
@@ -36,6 +37,8 @@ class Ledger:
           opens, verifies, and counts every release that may have been drawn.
         - A reservation that would pass the budget of its run, its data set or its project raises before
           anything is written, whichever process asks.
+        - What the holder's policy forbids (`dp.policy.LocalPolicy`, a file beside the ledger that is read
+          anew each time) is refused likewise, whoever asks and whatever the budgets are.
         - Several processes may write one ledger; a record is checked against all before it, under one lock.
         - A record that was altered, removed, inserted or moved by anyone without the key is found by
           `verify`, and named. A whole ledger put back to an earlier state is not found by the file alone: it
@@ -65,6 +68,7 @@ class Ledger:
 
     def __init__(self, file: RecordFile) -> None:
         self._file = file
+        self._bound = policy_path(file.path).exists()
 
     # ---- open and close -----------------------------------------------------------------------------------
 
@@ -121,10 +125,13 @@ class Ledger:
 
         Raises:
             PrivacyParameterError: If a value is no budget.
+            PolicyRefused: If the holder's policy forbids it.
             LedgerError: If the run has another budget already.
         """
         _verify_names(dataset=dataset, run=run)
         budget = _verify_budget(epsilon, delta)
+        if (policy := self._policy()) is not None:
+            policy.verify_budget(*budget, where=policy_path(self._file.path).name)
         with self._file.writing():
             earlier = self._file.history.run_budgets.get((dataset, run))
             if earlier is None:
@@ -258,6 +265,7 @@ class Ledger:
 
         Raises:
             PrivacyBudgetExceeded: If a budget would be passed; nothing is written then.
+            PolicyRefused: If the holder's policy forbids it; nothing is written then.
             UnsupportedEvent: If there is a budget and the event has no price; nothing is written then.
             LedgerError: If the data set was under another unit or relation, or the ledger is damaged.
             PrivacyParameterError: If `clip_norm` bounds nothing.
@@ -347,6 +355,21 @@ class Ledger:
             relation = self._file.history.relations.get(dataset, ("", str(Neighboring.ADD_OR_REMOVE_ONE)))
         return Epsilon(epsilon(events, delta, by=by, neighboring=relation[1]), delta, by)
 
+    def _policy(self) -> LocalPolicy | None:
+        """The holder's policy as it stands now; one that was there and is gone allows nothing."""
+        path = policy_path(self._file.path)
+        try:
+            found = LocalPolicy.load(path)
+        except FileNotFoundError:
+            if not self._bound:
+                return None
+            raise PolicyRefused(
+                f"Expected the holder's policy in {path}, where it was when the ledger was opened, got none. "
+                "Put it back, or open the ledger again if its owner took it away."
+            ) from None
+        self._bound = True
+        return found
+
     def _verify_budgets(self, dataset: str, event: Event, run: str, relation: tuple[str, str]) -> None:
         """Raise unless the event may be reserved."""
         before = self._file.history.relations.get(dataset, relation)
@@ -354,7 +377,15 @@ class Ledger:
             raise LedgerError(
                 f"Expected dataset {dataset!r} under unit and relation {before}, as before, got {relation}."
             )
-        verify_budgets(self._file.history, self._file.path.name, dataset, event, run, relation[1])
+        history = self._file.history
+        if (policy := self._policy()) is not None:
+            where = policy_path(self._file.path).name
+            earlier = tuple(found.event for found in history.counted(dataset, run))
+            policy.verify(event, where=where, earlier=earlier, neighboring=relation[1])
+            if (budget := history.run_budgets.get((dataset, run))) is not None:
+                # It may have been fixed before its owner tightened the policy.
+                policy.verify_budget(float(budget.epsilon or 0), float(budget.delta or 0), where=where)
+        verify_budgets(history, self._file.path.name, dataset, event, run, relation[1])
 
     # ---- verify and export --------------------------------------------------------------------------------
 
