@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from . import plan
 from .failures import AUDIT, BUG, EXIT_CODES, INTERRUPTED, OK, USAGE, exit_code, told, told_warnings
 from .ledgers import EXAMPLES, add_arguments, run_ledger
 
@@ -158,6 +159,8 @@ exit codes:
         """,
     )
     _config_arguments(explain)
+
+    plan.add_arguments(command("plan", plan.run, plan.SHORT, plan.EXAMPLES))
 
     init = command(
         "init",
