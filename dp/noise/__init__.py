@@ -8,3 +8,4 @@ from ._laplace import laplace as laplace
 from .lattice import Release as Release
 from .lattice import granularity_for as granularity_for
 from .lattice import release as release
+from .rounded import rounded_gaussian as rounded_gaussian

@@ -5,10 +5,9 @@ that a sum can take, the low bits of a release tell which sum it was. Here sum a
 to multiples of one power of two, added as integers, and scaled once, so a release is a lattice point that
 every neighbouring dataset can give.
 
-What remains, and is not in the price: a tail probability is computed in float64, right to about 2**-50
-relative; a lattice point as wide as w = granularity / std then has a probability that is right to about
-2**-49 / w relative, and noise beyond 2**-128 of probability (13 std) does not occur. An exact
-discrete Gaussian would remove both.
+What remains, and is not in the price: `rounded_gaussian` is within ``s * 2**-122`` of the ideal, in total
+variation a coordinate, with s the std in lattice steps, about ``noise_multiplier * 2**13 * sqrt(d)``. For a
+million values, a million releases and a noise multiplier of 1 that adds 2**-59 to delta.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ import numpy.typing as npt
 from ..errors import PrivacyParameterError
 from ..events import Gaussian
 from ..random import Stream
-from ._gaussian import standard_gaussian
-from ._tail import BLOCK
+from .rounded import rounded_gaussian
 
 __all__ = ["Release", "granularity_for", "release"]
 
+_BLOCK = 1 << 18
+"""Values at a time, so that memory beyond sum and release stays bounded."""
 _LATTICE_SHARE = 2.0**-12
 """What the lattice may add to the sensitivity, as a share of the clip norm."""
 _LARGEST = 2**52
@@ -76,7 +76,7 @@ def release(
         - Every value is a multiple of `granularity`, exactly, and the set of points that can be released does
           not depend on the data.
         - The release is a function of a Gaussian mechanism of noise multiplier `noise_multiplier` on a sum of
-          sensitivity `Release.sensitivity`, up to the float error that the module's docstring states.
+          sensitivity `Release.sensitivity`, up to the total variation that the module's docstring states.
         - No value is NaN or infinite.
 
     Args:
@@ -110,10 +110,11 @@ def release(
             f"{clipped_sum.size} values, got noise_multiplier={noise_multiplier}."
         )
     values = np.empty(clipped_sum.size)
-    for low in range(0, clipped_sum.size, BLOCK):
-        block = clipped_sum[low : low + BLOCK]
+    for low in range(0, clipped_sum.size, _BLOCK):
+        block = clipped_sum[low : low + _BLOCK]
         # Clamping moves no two sums apart, so it needs no price; refusing a large sum would tell about it.
         points = np.clip(np.rint(block / granularity), -_LARGEST / 2, _LARGEST / 2).astype(np.int64)
-        points += np.rint(standard_gaussian(block.size, stream) * lattice_std).astype(np.int64)
-        values[low : low + BLOCK] = points.astype(np.float64) * granularity
+        if lattice_std > 0:
+            points += rounded_gaussian(block.size, lattice_std, stream)
+        values[low : low + _BLOCK] = points.astype(np.float64) * granularity
     return Release(values, event, granularity, sensitivity)
