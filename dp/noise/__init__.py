@@ -3,6 +3,8 @@
 Sums are released by `release`, on a lattice; the rest are the distributions alone.
 """
 
+from ._discrete_gaussian import discrete_gaussian as discrete_gaussian
+from ._discrete_gaussian import exact_discrete_gaussian as exact_discrete_gaussian
 from ._gaussian import gaussian as gaussian
 from ._laplace import laplace as laplace
 from .lattice import Release as Release

@@ -110,7 +110,7 @@ def _cells(degree: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     # The upper half mirrors the lower, where probabilities have their full precision.
     quantiles = np.concatenate([quantiles, -quantiles[::-1, ::-1]])
     powers = np.vander(1 + nodes * 2.0 ** (12 - _CELL_BITS), degree + 1, increasing=True)
-    coefficients: npt.NDArray[np.float64] = np.linalg.solve(powers, quantiles.T)
+    coefficients = np.asarray(np.linalg.solve(powers, quantiles.T), dtype=np.float64)
     outer = -ndtri(np.maximum(half, 1) / _CELLS)
     density = np.exp(-(outer**2) / 2) / np.sqrt(2 * np.pi)
     derivative = [(1 + 2 * outer**2) / density**3, (7 * outer + 6 * outer**3) / density**4][degree - 2]
