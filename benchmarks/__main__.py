@@ -15,8 +15,10 @@ from .harness import Disagreement, Unavailable
 # Subject -> what it measures; each is a file of this folder with a generator `cases()`.
 SUBJECTS = {
     "accounting": "one more event on a long ledger and calibration, against limits, scratch and Opacus PRV",
+    "clipping": "a clipped sum against the plain gradient of the same batch, and against Opacus",
     "curves": "learning curves of every family of optimizers, drawn into docs/assets/curves",
     "masking": "pairwise masks and whole-client encoding against the raw keystream of the same bytes",
+    "noise": "secure lattice and discrete Gaussian draws against torch.normal_",
     "optimizer": "one optimizer step against torch, optax, torchzero and declearn; memory, growth with size",
     "rounds": "a round of a federation with privacy and masks against the plain local steps alone",
     "secagg": "a client and the server at the scale of Bonawitz et al. (2017); how costs grow",

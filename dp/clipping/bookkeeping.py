@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import UnsupportedLayer
 from .base import MARGIN, ClippedSum, verify_clip_norm
 from .torch_model import (
@@ -103,7 +105,7 @@ class BookkeepingClipper:
         verify_separable(self.model)  # again: a frozen layer may have left evaluation mode
         params = trainable(self.model)
         like = next(iter(params.values()))
-        total = {n: torch.zeros(p.shape, dtype=torch.float64, device=like.device) for n, p in params.items()}
+        total: dict[str, torch.Tensor] = {}
         nonfinite = 0
         if len(y) > 0:
             with kept_state(self.model), own_randomness(like.device, seed), torch.enable_grad():
@@ -112,7 +114,10 @@ class BookkeepingClipper:
                     nonfinite += self._add(
                         total, params, as_batch(x[chunk], like), as_batch(y[chunk], like), clip_norm
                     )
-        values = {name: value.numpy(force=True) for name, value in total.items()}
+        values = {
+            name: total[name].numpy(force=True) if name in total else np.zeros(tuple(p.shape))
+            for name, p in params.items()
+        }
         return ClippedSum(values, clip_norm, len(y), nonfinite)
 
     def _add(
@@ -145,7 +150,11 @@ class BookkeepingClipper:
         factors = bound / norms.clamp(min=bound)
         for name, found in shares.items():
             for share in found:
-                total[name] += share.weighted(factors)
+                part = share.weighted(factors)
+                if name in total:
+                    total[name] += part
+                else:
+                    total[name] = part.double()
         return 0
 
     def _shares(

@@ -17,6 +17,7 @@ from dp.clipping import LoopClipper
 from dp.clipping.base import ClippedSum
 from dp.clipping.bookkeeping import BookkeepingClipper
 from dp.clipping.layers import RULES, Dense, Rule
+from dp.clipping.layers.rule import squares
 from dp.errors import UnsupportedLayer
 
 N = 9
@@ -329,6 +330,15 @@ def test_a_layer_that_computes_something_else_does_not_inherit_a_rule() -> None:
 def test_layers_without_a_rule_are_refused_with_the_way_out(layer: nn.Module) -> None:
     with pytest.raises(UnsupportedLayer, match=r"at '1.*make_clipper"):
         BookkeepingClipper(nn.Sequential(nn.Linear(3, 3), layer))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e15, 1e25])
+@pytest.mark.parametrize("width", [3, 256, 700])
+def test_squared_norms_of_any_size_are_those_of_float64(width: int, scale: float) -> None:
+    values = np.float32(scale) * normal(4, width)
+    values[2] = 0.0
+    expected = (values.astype(np.float64) ** 2).sum(1)
+    np.testing.assert_allclose(squares(torch.as_tensor(values)).numpy(), expected, rtol=2e-6)
 
 
 def test_no_hook_stays_behind_a_pass_that_fails() -> None:
