@@ -221,6 +221,36 @@ def test_a_head_with_any_value_replaced_is_refused_or_not_signed(data):
     assert not found.is_signed()
 
 
+@pytest.fixture(scope="module")
+def exported_with_heads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heads")
+    with Ledger.open(folder / "l", KEY) as ledger:
+        first = countersign(ledger.head(), PEER_KEY)
+        ledger.commit(ledger.reserve("icu", EVENT, run="r1"))
+        ledger.export(folder / "e.json")
+        return json.loads((folder / "e.json").read_text()), [first, countersign(ledger.head(), PEER_KEY)]
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_an_export_with_any_value_replaced_is_answered_with_heads_and_never_passes(exported_with_heads, data):
+    text, heads = json.dumps(exported_with_heads[0]), exported_with_heads[1]
+    assert check_export(json.loads(text), public_key=KEY.public_key, heads=heads).held == 2
+    export = json.loads(text)
+    place = export
+    while isinstance(place, dict | list) and place and (place is export or data.draw(st.integers(0, 3)) > 0):
+        outer = place
+        key = data.draw(st.sampled_from(list(range(len(place)) if isinstance(place, list) else place)))
+        place = place[key]
+    new = data.draw(JSON.filter(lambda value: type(value) is not type(place) or value != place))
+    outer[key] = new
+    found = check_export(export, public_key=KEY.public_key, heads=heads)
+    # One number may stand for another as JSON has it (1 and 1.0), and format 1 for 2: it is not signed.
+    alike = type(place) in (int, float) and new == place and type(new) is not bool
+    assert not found.ok or alike or (outer is export and key == "format" and new == 1)
+    assert all(str(problem) for problem in found.problems)
+
+
 @pytest.mark.parametrize(
     "body", [b"[" * 5000, b'{"head":' * 400, b"\xff\xfe", b'{"format":1e999}', b'"\\ud800"']
 )
