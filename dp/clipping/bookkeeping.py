@@ -78,7 +78,8 @@ class BookkeepingClipper:
         ValueError: If nothing in the model is trainable, or `physical_batch` is less than 1.
 
     References:
-        Bu et al. (2023), https://arxiv.org/abs/2210.00038.
+        "Differentially private optimization on large model at small cost" (2023),
+        https://arxiv.org/abs/2210.00038.
     """
 
     def __init__(

@@ -49,7 +49,8 @@ def product_norms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         b: Shape ``(n, positions, outputs)``.
 
     References:
-        Bu et al. (2023), https://arxiv.org/abs/2210.00038, section 3; Goodfellow (2015) for one position.
+        "Differentially private optimization on large model at small cost" (2023),
+        https://arxiv.org/abs/2210.00038, section 3; Goodfellow (2015) for one position.
     """
     positions, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
     if positions == 1:
