@@ -85,6 +85,47 @@ def heads(folder, times, seed):
             sys.exit("A child ended by itself.")
 
 
+def release_apart(folder, name, budget):
+    """Reserve, note, draw, commit, for ever; each release of all has an event of its own, by its count."""
+    drawn = os.open(folder / f"drawn-{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    ledger = Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key"))
+    if budget:
+        ledger.set_run_budget("icu", run=f"run-{name}", epsilon=1000.0, delta=1e-3)
+    count = 0
+    while True:
+        count += 1
+        reservation = ledger.reserve("icu", Repeated(EVENT.event, count), run=f"run-{name}")
+        os.write(drawn, f"{reservation.sequence} {count}\n".encode())  # survives the death of its process
+        time.sleep(0.002)  # the draw
+        ledger.commit(reservation)
+        time.sleep(0.02)
+
+
+def hammer(folder, times, seed, processes=16):
+    """Keep many children releasing into one ledger; kill one at a time, at random, and start another."""
+    chance = random.Random(seed)
+    epsilon(EVENT, 1e-3)  # loads the accountant once
+    children, started = [], 0
+    for killed in range(times + processes):
+        while len(children) < processes and started < times + processes - 1:
+            child = os.fork()
+            if child == 0:
+                try:
+                    release_apart(folder, started, budget=started % 7 == 0)
+                finally:
+                    os._exit(1)  # reached by an exception only
+            children.append(child)
+            started += 1
+        if not children:
+            break
+        time.sleep(chance.uniform(0.0, 0.15 if killed < times else 0.0))
+        child = children.pop(chance.randrange(len(children)))
+        os.kill(child, signal.SIGKILL)
+        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            sys.exit(f"A child ended by itself after {killed} kills.")
+    (folder / "kills").write_text(str(started))
+
+
 def write(folder, times, name):
     """Release `times` times while others do."""
     with Ledger.open(folder / "ledger.sqlite", LedgerKey.load(folder / "ledger.key")) as ledger:
@@ -94,6 +135,6 @@ def write(folder, times, name):
 
 
 if __name__ == "__main__":
-    {"kill": kill, "write": write, "heads": heads}[sys.argv[1]](
+    {"kill": kill, "write": write, "heads": heads, "hammer": hammer}[sys.argv[1]](
         Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     )

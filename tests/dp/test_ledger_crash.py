@@ -4,6 +4,8 @@ A killed process is not a lost disk: that a commit is on disk when it returns re
 which test_ledger.py checks is on.
 """
 
+from collections import Counter
+
 import pytest
 
 from dp.audit import audit_ledger
@@ -51,3 +53,39 @@ def test_four_processes_write_one_ledger_from_its_first_record_on(home):
         ledger.verify()
         assert [len(ledger.releases(f"run-{name}")) for name in range(4)] == [20] * 4
         assert ledger._file.history.sequence == 1 + 4 * 25 * 2
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_among_sixteen_processes_lose_double_and_miss_no_event(home):
+    finish(start("hammer", home, 1000, 7), timeout=1500)
+    assert int((home / "kills").read_text()) >= 1000
+    drawn = {}  # number of a reservation: whose, and which of its releases
+    for path in home.glob("drawn-*"):
+        for line in path.read_text().splitlines():
+            sequence, count = map(int, line.split())
+            assert sequence not in drawn, "Two draws under one reservation."
+            drawn[sequence] = (f"run-{path.name.partition('-')[2]}", count)
+    with opened(home) as ledger:
+        ledger.verify()
+        counted = {}
+        for found in ledger._file.history.counted():
+            counted[found.sequence] = (found.run, found.event.count)
+        committed = set(ledger._file.history.committed)
+        last = ledger.head().sequence
+    assert drawn.items() <= counted.items(), "A draw that is not counted, or counted as another."
+    assert len(set(counted.values())) == len(counted), "A release that is counted twice."
+    # Whoever was not killed in between has every number from 1 on: none is lost.
+    by_run = {}
+    for run, count in counted.values():
+        by_run.setdefault(run, []).append(count)
+    assert all(sorted(counts) == list(range(1, len(counts) + 1)) for counts in by_run.values())
+    # At most the one release of each process that was under way has no draw, or no commit.
+    assert committed <= set(drawn)
+    for settled in (set(drawn), committed):
+        under_way = Counter(run for number, (run, _) in counted.items() if number not in settled)
+        assert max(under_way.values(), default=0) <= 1
+    budgets = last - 1 - len(counted) - len(committed)
+    assert 0 <= budgets <= 1 + 1015 // 7, "Records that nobody asked for."
+    # Power: work went on all the time, and kills fell between a reservation and its commit.
+    assert len(drawn) > 1000
+    assert len(set(counted) - committed) >= 50
