@@ -36,7 +36,7 @@ def bound_from_rates(
 ) -> float:
     """Lower bound on epsilon from repeated runs, with a unit and without it.
 
-    Computes ``log((TPR - delta) / FPR)`` from a lower bound on the rate of true positives and an upper bound
+    Computes ``log((true - delta) / false)`` from a lower bound on the rate of true positives and an upper bound
     on that of false ones (Clopper and Pearson), and the same for the negative guesses; the larger counts.
 
     Guarantees:
