@@ -36,8 +36,9 @@ def bound_from_rates(
 ) -> float:
     """Lower bound on epsilon from repeated runs, with a unit and without it.
 
-    Computes ``log((true - delta) / false)`` from a lower bound on the rate of true positives and an upper bound
-    on that of false ones (Clopper and Pearson), and the same for the negative guesses; the larger counts.
+    Computes ``log((true - delta) / false)`` from a lower bound on the rate of true positives and an upper
+    bound on that of false ones (Clopper and Pearson), and the same for the negative guesses; the larger
+    counts.
 
     Guarantees:
         - If the mechanism is (epsilon, delta)-DP, runs are independent and the attacker was fixed before
