@@ -53,8 +53,7 @@ def draw_losses(clients: int, dropout: float, stage: str | None) -> NDArray[np.i
     """
     lost = np.full(clients, NEVER, np.int8)
     number = math.floor(dropout * clients + 1e-9)
-    # Who is lost is chance, not a secret: it is what the simulation is about.
-    chosen = np.random.default_rng().permutation(clients)[:number]
+    chosen = np.random.default_rng().permutation(clients)[:number]  # who is lost is chance, not a secret
     lost[chosen] = np.arange(number) % NEVER if stage is None else STAGES.index(stage)
     return lost
 

@@ -119,8 +119,8 @@ def estimate_parties(
         bits: Bits of a number.
     """
     schema = field_schema(entries, bits)
-    # The source draws the values of invented clients: nothing to protect.
-    holders, source, costs = chosen.degree + 1, np.random.default_rng(), Costs()
+    source = np.random.default_rng()  # values of invented clients: nothing to protect
+    holders, costs = chosen.degree + 1, Costs()
     names = [f"c{i:06d}" for i in range(holders)]
     policy = Policy(threshold_fraction=chosen.fraction, colluders=0)
     server, clients = make_machines(names, schema, policy, pinned=offered)
